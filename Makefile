@@ -1,0 +1,40 @@
+# make demo   train a small sweep on real text and read the answer (about 5 minutes with the install)
+# make test   everything CI runs
+# make lab    JupyterLab on the quickstart
+# All three set themselves up in .venv; nothing is done twice.
+# On Linux, pip's default torch brings CUDA. For a CPU machine: PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> make demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lab prepare notebooks clean
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs/guides/quickstart.ipynb
+
+test: $(READY)
+	sh tools/browser.sh
+	$(BIN)/python tools/check_tree.py
+	$(BIN)/ruff check .
+	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|guides)'
+	$(BIN)/python -m pytest
+
+# Before a commit: export the notebooks, clean them, write README.md
+prepare: $(READY)
+	$(BIN)/python tools/check_tree.py --write
+	$(BIN)/ruff check .
+
+# Run the library's notebooks in place, so that their stored outputs are today's
+notebooks: $(READY)
+	$(BIN)/python tools/run_nbs.py nbs/*.ipynb nbs/zoo/*.ipynb
+
+$(READY): settings.ini constraints.txt setup.py tools/venv.sh
+	sh tools/venv.sh "$(PYTHON)"
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""How big should the model be, how much data should it see, and how sure are we.
+
+Names are loaded when they are first used: a stored study opens without torch or Ray."""
+__version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+
+_NAMES = {
+    "contracts": "Problem check_problem",
+    "flops": "ParamCounts count_params flops_per_token measure_cost mfu transformer_flops",
+    "sweep": "RunSpec SweepPlan plan_sweep",
+    "records": "RunRecord RunState Storage open_storage runs_frame",
+    "training": "MockLaw Recipe Trainer train_run",
+    "scheduling": "Resources Sweep run_sweep",
+    "laws": "ChinchillaLaw IsoFlopParabola PowerLaw",
+    "fitting": "FitResult FitStatus IsoFlopFit bootstrap_fit fit_isoflop fit_law fit_power_law",
+    "allocation": "Allocation compute_optimal",
+    "charts": "plot_curves plot_isoflop plot_loss plot_optimum plot_plan plot_residuals",
+    "widgets": "RunView",
+    "study": "Study find_optimal load_study",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name):
+    if name in _MODULE_OF:
+        value = globals()[name] = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

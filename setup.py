@@ -1,0 +1,37 @@
+"""Reads settings.ini, the one source of version and requirements."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="], interpolation=None)
+config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
+cfg = config["DEFAULT"]
+statuses = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8") if Path(__file__).with_name("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    url=f"https://github.com/{cfg['user']}/{cfg['repo']}",
+    packages=find_packages(include=["scaling_nb", "scaling_nb.*"]),
+    package_data={"scaling_nb": ["static/*"]},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    classifiers=[
+        f"Development Status :: {statuses[cfg['status']]}",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Framework :: Jupyter",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    zip_safe=False,
+)

@@ -1,0 +1,62 @@
+"""Shared fixtures. Those of the browser start nothing until a test asks for them."""
+import os
+import signal
+import sys
+import threading
+
+import nbformat
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "browser: needs Chromium; drives a real JupyterLab")
+    if threading.current_thread() is threading.main_thread():   # a time limit sends SIGTERM: leave through `finally`, so that no server or browser stays behind
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "One browser for the whole run."
+    import labdriver
+    if labdriver.find_chromium() is None:
+        why = "no Chromium on this machine: `apt-get install chromium` (or name one in the environment variable CHROMIUM)"
+        pytest.fail(why) if os.environ.get("CI", "").lower() == "true" else pytest.skip(why)
+    pytest.importorskip("playwright")
+    with labdriver.browser() as b:
+        yield b
+
+
+@pytest.fixture(scope="session")
+def lab(chromium, tmp_path_factory):
+    "One JupyterLab for the whole run: (url, folder)."
+    import labdriver
+    folder = tmp_path_factory.mktemp("lab")
+    with labdriver.lab_server(folder) as url:
+        yield url, folder
+
+
+@pytest.fixture
+def notebook(lab, chromium, request):
+    "`notebook(cell, cell, ...)` writes a notebook and opens it; its kernel is shut down afterwards. Screenshots go to the folder named in SHOTS."
+    import labdriver
+    url, folder = lab
+    opened = []
+
+    def make(*cells, **options):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells],
+                                      metadata=dict(kernelspec=dict(display_name="python3", language="python", name="python3")))
+        name = f"{request.node.name}-{len(opened)}.ipynb"
+        nbformat.write(nb, folder / name)
+        opened.append(labdriver.Notebook(chromium, url, name, **options))
+        opened[-1].file = folder / name
+        return opened[-1]
+    yield make
+    for nb in opened:
+        try:
+            if os.environ.get("SHOTS"):
+                os.makedirs(os.environ["SHOTS"], exist_ok=True)
+                nb.page.screenshot(path=os.path.join(os.environ["SHOTS"], nb.name + ".png"))
+        finally:
+            nb.close()

@@ -1,0 +1,59 @@
+"""Small problems that many tests train."""
+import torch
+from torch import nn
+
+from scaling_nb.contracts import Problem
+
+
+class MLP(nn.Module):
+    def __init__(self, width, n_in=8, n_out=4):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(n_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_out))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TinyLM(nn.Module):
+    "A language model of one layer that counts as many tokens as it sees."
+    seen = 0
+
+    def __init__(self, width, vocab=16):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.body = nn.Linear(width, width)
+        self.head = nn.Linear(width, vocab)
+
+    def forward(self, x):
+        if self.training:
+            TinyLM.seen += x.numel()
+        return self.head(torch.relu(self.body(self.embed(x))))
+
+
+def lm_loss(logits, y):
+    return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+class Bomb(MLP):
+    "Fails in its forward pass at one width."
+
+    def forward(self, x):
+        if self.layers[0].out_features == 16 and self.training and x.shape[0] > 4:
+            raise RuntimeError("the bomb went off\nin two lines")
+        return super().forward(x)
+
+
+def xy(n=20_000, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=g)
+    return x, (x @ torch.randn(8, 4, generator=g)).argmax(-1)
+
+
+def mlp_problem(**kw):
+    return Problem(**{**dict(model=MLP, size_param="width", data=xy(), loss_fn=nn.CrossEntropyLoss()), **kw})
+
+
+def lm_problem(windows=4000, T=16, **kw):
+    g = torch.Generator().manual_seed(1)
+    steps = torch.randint(1, 4, (windows, T + 1), generator=g).cumsum(1) % 16
+    return Problem(**{**dict(model=TinyLM, size_param="width", data=(steps[:, :-1].contiguous(), steps[:, 1:].contiguous()), loss_fn=lm_loss), **kw})
