@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['Allocation', 'pure_error', 'Misfit', 'surface_misfit', 'choose_method', 'compute_optimal', 'optimum_frame']
 
-# %% ../nbs/08_allocation.ipynb #18d56d4a
+# %% ../nbs/08_allocation.ipynb #4d419ae5
 import math
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2
-from scipy.stats import f as f_dist
+from scipy.special import chdtrc, fdtrc
 
 from .fitting import MOCK, FitStatus, IsoFlopFit, bootstrap_fit, budget_groups, fit_isoflop, html_rows, inflation, stretched_interval
 from .laws import optimal_split, sci_format, si_format
 
-# %% ../nbs/08_allocation.ipynb #391e88bb
+# %% ../nbs/08_allocation.ipynb #6efae761
 @dataclass(frozen=True)
 class Allocation:
     "How to spend `C` FLOPs, and how far to trust it"
@@ -48,17 +47,17 @@ class Allocation:
     def __repr__(self):
         width = max(len(k) for k, _ in _rows(self)[1:])
         head, *rows = _rows(self)
-        return "\n".join([head[1]] + [f"  {k:<{width}}  {v}" if k else f"  - {v}" for k, v in rows])
+        return "\n".join([head[1]] + [f"  - {v}" if k == "note" else f"  {k:<{width}}  {v}" for k, v in rows])
 
     def _repr_html_(self):
         return html_rows(_rows(self))
 
-# %% ../nbs/08_allocation.ipynb #1cd10cc8
+# %% ../nbs/08_allocation.ipynb #26156bea
 def _between(interval, level, show) -> str:
     return f"  ({100 * level:g} %: {show(interval[0])} to {show(interval[1])})" if interval else "  (no interval)"
 
 def _rows(al):
-    "An allocation as (label, text); warnings have no label"
+    "An allocation as (label, text): the question, the answer, and a note per warning"
     reach = f"{al.extrapolation:.3g} times the largest budget measured" if al.extrapolation > 1.02 else "within the budgets measured"
     rows = [("", f"To spend {sci_format(al.C)} FLOPs, {reach}" + (f"  [{MOCK}]" if al.mock else "")),
             ("N*", f"{si_format(al.N)} parameters" + _between(al.N_interval, al.level, si_format)),
@@ -66,7 +65,7 @@ def _rows(al):
             ("D/N", f"{al.tokens_per_param:.3g} tokens per parameter"),
             ("loss", "not known" if al.loss is None else f"{al.loss:.4f} nats per token" + _between(al.loss_interval, al.level, "{:.4f}".format)),
             ("method", _method_text(al))]
-    return rows + [("", w) for w in al.warnings]
+    return rows + [("note", w) for w in al.warnings]
 
 def _method_text(al) -> str:
     names = dict(surface="surface through all runs", isoflop="IsoFLOP parabolas")
@@ -121,7 +120,7 @@ class Misfit:
         "The part of the residuals that noise does not explain, nats"
         return math.sqrt(max(self.residual ** 2 - self.noise ** 2, 0.))
 
-# %% ../nbs/08_allocation.ipynb #7b962425
+# %% ../nbs/08_allocation.ipynb #c6f04b49
 def surface_misfit(
     fit,              # FitResult
     isoflop=None,     # IsoFlopFit of the same runs
@@ -133,7 +132,7 @@ def surface_misfit(
         return None
     s2 = _robust_variance(fit.L * -np.expm1(-fit.residuals), dof)
     if seed_noise is not None:
-        noise, source, p = float(seed_noise), "given", chi2.sf(dof * s2 / max(float(seed_noise), 1e-12) ** 2, dof)
+        noise, source, p = float(seed_noise), "given", chdtrc(dof, dof * s2 / max(float(seed_noise), 1e-12) ** 2)
     else:
         found, source = pure_error(fit), "repeated runs"
         if found is None and isoflop is not None:
@@ -142,7 +141,7 @@ def surface_misfit(
             return None
         noise, pure = found
         lack = max(dof * s2 - pure * noise ** 2, 0.) / max(dof - pure, 1)
-        p = f_dist.sf(lack / max(noise, 1e-12) ** 2, max(dof - pure, 1), pure)
+        p = fdtrc(max(dof - pure, 1), pure, lack / max(noise, 1e-12) ** 2)
     small = math.sqrt(s2) < 2e-4 * fit.L.mean()  # nobody's model is that good
     return Misfit(math.sqrt(s2), noise, source, float(p), bool(s2 > 2 * noise ** 2 and p < .05 and not small))
 
@@ -244,7 +243,7 @@ def _reach_warnings(fit, C, N, D):
         out.append((5, f"D/N = {D / N:.3g} lies outside the sampled {ratio.min():.3g} to {ratio.max():.3g}."))
     return out
 
-# %% ../nbs/08_allocation.ipynb #55af6acc
+# %% ../nbs/08_allocation.ipynb #f1f039f7
 def _fit_warnings(fit, replicates, N_int, n_boot, bias):
     "What the fit that answers says against itself: (severity, sentence)"
     out = []
@@ -254,6 +253,8 @@ def _fit_warnings(fit, replicates, N_int, n_boot, bias):
     if isinstance(fit, IsoFlopFit):
         if not fit.interior.all() and N_int is not None:
             out.append((3, fit.message))
+        if not fit.interior[-1] and fit.interior.any():
+            out.append((2, f"The largest budget is among those left out: the line ends at {sci_format(fit.budgets['budget'][fit.interior].max(), 2)} FLOPs."))
         if fit.loss_law is not None and fit.interior.sum() == 3:
             out.append((6, "The loss comes from a power law through three points and has no interval."))
         if abs(bias) > .01:

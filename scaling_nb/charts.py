@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['PAGE_CSS', 'log_ticks', 'budget_colors', 'chart_theme', 'chart_svg', 'chart_text', 'offline_renderer',
            'use_offline_charts', 'budget_names', 'plan_frame', 'plot_plan', 'run_points', 'plot_runs', 'thin_curve',
-           'curves_frame', 'plot_curves', 'isoflop_frame', 'plot_isoflop', 'optimum_path', 'plot_optimum', 'loss_frame',
-           'plot_loss', 'residuals_frame', 'plot_residuals', 'stack', 'vega_js', 'chart_html', 'page_scripts',
-           'frame_html', 'html_page']
+           'smooth_curve', 'curves_frame', 'plot_curves', 'isoflop_frame', 'plot_isoflop', 'optimum_path',
+           'plot_optimum', 'loss_frame', 'plot_loss', 'residuals_frame', 'plot_residuals', 'stack', 'vega_js',
+           'chart_html', 'page_scripts', 'frame_html', 'html_page']
 
-# %% ../nbs/09_charts.ipynb #7d422a98
+# %% ../nbs/09_charts.ipynb #e2779396
+import csv
 import functools
 import hashlib
 import html
+import io
 import json
 import math
 import os
@@ -58,9 +60,9 @@ def budget_colors(
     rgb = np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], 1)
     return ["#" + "".join(f"{int(round(v)):02x}" for v in c) for c in rgb]
 
-# %% ../nbs/09_charts.ipynb #1e56a9c0
+# %% ../nbs/09_charts.ipynb #24d126fc
 _INK = "#787878"
-_FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+_FONT = "system-ui, sans-serif"
 
 
 @alt.theme.register("scaling_nb", enable=False)
@@ -132,7 +134,7 @@ def use_offline_charts(
 
 use_offline_charts()
 
-# %% ../nbs/09_charts.ipynb #a49f3e2e
+# %% ../nbs/09_charts.ipynb #87b365bc
 def _plain(x):
     "A JSON value, six significant digits; None for a gap."
     if isinstance(x, (bool, np.bool_, str)) or x is None:
@@ -145,10 +147,17 @@ def _plain(x):
 
 def _data(
     frame: pd.DataFrame,
-) -> alt.Data:  # Inline values
+    rows: int = 8,   # Longer frames travel as CSV: a quarter of the bytes in a saved notebook
+) -> alt.Data:       # Inline values
     "A frame as chart data."
-    columns = [[_plain(v) for v in frame[c]] for c in frame]
-    return alt.Data(values=[dict(zip(frame.columns, row)) for row in zip(*columns)])
+    columns = {str(c): [_plain(v) for v in frame[c]] for c in frame}
+    table = list(zip(*columns.values()))
+    if len(table) <= rows:
+        return alt.Data(values=[dict(zip(columns, row)) for row in table])
+    kinds = {c: "string" if any(isinstance(v, str) for v in column) else "boolean" if any(isinstance(v, bool) for v in column) else "number" for c, column in columns.items()}
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(columns), *[[str(v).lower() if isinstance(v, bool) else v for v in row] for row in table]])
+    return alt.Data(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=kinds))
 
 # %% ../nbs/09_charts.ipynb #0f660bee
 _SI_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
@@ -181,23 +190,28 @@ def _lin_domain(values, pad=.08) -> list:
     margin = pad * (v.max() - v.min()) or .05 * abs(v.max()) or 1.0
     return [float(f"{v.min() - margin:.5g}"), float(f"{v.max() + margin:.5g}")]
 
-# %% ../nbs/09_charts.ipynb #5feabe7f
+# %% ../nbs/09_charts.ipynb #7a1b1ff7
+class _Names(dict):
+    def __missing__(self, budget):
+        return "unknown"
+
+
 def budget_names(
     budgets,  # FLOPs, in any order, repeats allowed
 ) -> dict:    # budget -> its name, smallest first; as few digits as tell them apart
     "What budgets are called in legends."
-    values = sorted({float(b) for b in budgets})
+    values = sorted({float(b) for b in budgets if math.isfinite(b)})
     for digits in range(2, 9):
         names = [sci_format(b, digits) for b in values]
         if len(set(names)) == len(names):
             break
-    return dict(zip(values, names))
+    return _Names(zip(values, names))
 
 
 def _budget_scales(budgets, name="budgets"):
     "Names, colour and shape of the budgets, smallest first, and a selection: a click in the legend picks budgets."
     names = budget_names(budgets)
-    shown = list(dict.fromkeys(names.values()))
+    shown = list(names.values()) + ["unknown"] * any(not math.isfinite(b) for b in budgets)
     pick = alt.selection_point(fields=["C of"], bind="legend", name=name)
     color = alt.Color("C of:N", title="budget (FLOPs)", scale=alt.Scale(domain=shown, range=budget_colors(len(shown))), sort=shown)
     shape = alt.Shape("C of:N", title="budget (FLOPs)", scale=alt.Scale(domain=shown, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(shown))]), sort=shown)
@@ -268,7 +282,7 @@ def plan_frame(
         frame[c] = pd.to_numeric(frame[c], errors="coerce").astype(float)
     return frame.assign(tokens_per_param=frame["D"] / frame["N"]).sort_values(["budget", "N"], ignore_index=True)
 
-# %% ../nbs/09_charts.ipynb #79e3ec0e
+# %% ../nbs/09_charts.ipynb #a237eb47
 def plot_plan(
     plan,              # SweepPlan
     guide: float = 20, # Tokens per parameter of the dashed guide line
@@ -295,12 +309,12 @@ def plot_plan(
     reasons = ""
     if len(plan.dropped):
         one = plan.dropped.iloc[0]
-        reasons = f"✕ {len(plan.dropped)} cells dropped, such as N = {si_format(one.N)} at {names.get(float(one.budget), '-')}: {one.reason}"
+        reasons = f"✕ {len(plan.dropped)} cells dropped, such as N = {si_format(one.N)} at {names[float(one.budget)]}: {one.reason}"
     table = frame.groupby("budget").agg(runs=("runs", "sum"), N_min=("N", "min"), N_max=("N", "max")).reset_index()
-    table = table.assign(budget=table.budget.map(names.get), N_min=table.N_min.map(si_format), N_max=table.N_max.map(si_format))
+    table = table.assign(budget=table.budget.map(names), N_min=table.N_min.map(si_format), N_max=table.N_max.map(si_format))
     return _finish(alt.layer(*layers), f"{runs} runs on {len(set(frame.budget))} budgets, {sci_format(plan.total_flops, 2)} FLOPs in all", reasons, table=table)
 
-# %% ../nbs/09_charts.ipynb #ae0e600d
+# %% ../nbs/09_charts.ipynb #88864bb4
 _RUN_COLUMNS = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "wall_s", "flops_measured", "attempt", "reason", "mock", "recipe"]
 
 
@@ -313,7 +327,8 @@ def run_points(
         raise ValueError(f"`runs` must have the columns N and loss, but {missing} are missing; it has {list(frame.columns)}. Rename yours.")
     frame = frame[[c for c in _RUN_COLUMNS if c in frame]].copy()
     if "budget" not in frame:
-        frame["budget"] = frame["C"] if "C" in frame else 0.0
+        group = budget_groups(frame["C"]) if "C" in frame else np.zeros(len(frame), int)
+        frame["budget"] = frame["C"].groupby(group).transform(lambda v: math.exp(np.log(v).mean())) if "C" in frame else math.nan
     if "state" not in frame:
         frame["state"] = np.where(np.isfinite(frame["loss"].astype(float)), "SUCCEEDED", "FAILED")
     if "D" in frame:
@@ -326,7 +341,7 @@ def _failed_layer(frame, x, top, color, names):
     told, tips = _told(frame.assign(loss=np.nan, at=top), names)
     return alt.Chart(_data(told)).mark_text(text="✕", fontSize=14, fontWeight=700, dy=-2).encode(x, alt.Y("at:Q"), color, tooltip=tips)
 
-# %% ../nbs/09_charts.ipynb #d280ea0e
+# %% ../nbs/09_charts.ipynb #dcb26bff
 def plot_runs(
     runs,  # Runs frame, or anything with .frame()
 ) -> alt.LayerChart:
@@ -343,11 +358,11 @@ def plot_runs(
               base.mark_point(filled=True, size=70).encode(y, shape, tooltip=tips, opacity=_faded(pick)).add_params(pick)]
     if len(failed):
         layers.append(_failed_layer(failed, x, dy[1], color, names))
-    best = done.loc[done.groupby("budget").loss.idxmin()]
-    at_edge = [names[b] for b, g in done.groupby("budget") if g.loc[g.loss.idxmin(), "N"] in (g.N.min(), g.N.max())]
+    best = done.loc[done.groupby("budget", dropna=False).loss.idxmin()]
+    at_edge = [names[b] for b, g in done.groupby("budget", dropna=False) if g.loc[g.loss.idxmin(), "N"] in (g.N.min(), g.N.max())]
     title = f"{len(done)} of {len(frame)} runs ended with a loss" if len(done) < len(frame) else f"{len(done)} runs, all with a loss"
     edge = f"lowest loss at an end of the sampled sizes: {', '.join(at_edge)}" if at_edge else "every budget has its lowest loss inside the sampled sizes"
-    table = best.assign(budget=best.budget.map(names.get), N=best.N.map(si_format), loss=best.loss.round(4))[["budget", "N", "loss"]]
+    table = best.assign(budget=best.budget.map(names), N=best.N.map(si_format), loss=best.loss.round(4))[["budget", "N", "loss"]]
     return _finish(alt.layer(*layers), title, edge if len(done) else "", f"✕ {len(failed)} failed" if len(failed) else "", table=table, mock=_is_mock(frame))
 
 
@@ -368,18 +383,32 @@ def thin_curve(
     even = np.linspace(0, len(x) - 1, points - points // 2)
     return np.unique(np.concatenate([logs, even]).astype(int).clip(0, len(x) - 1))
 
-# %% ../nbs/09_charts.ipynb #ef8e61cc
+# %% ../nbs/09_charts.ipynb #50db7945
+def smooth_curve(
+    tokens,             # (R,) rising
+    losses,             # (R,)
+    share: float = .1,  # Mean over the points from (1 - share) * tokens on; 0 changes nothing
+) -> np.ndarray:        # (R,)
+    "Running mean whose window grows with the tokens seen."
+    tokens, losses = np.asarray(tokens, float), np.asarray(losses, float)
+    total = np.concatenate([[0.0], np.cumsum(losses)])
+    end = np.arange(1, len(tokens) + 1)
+    start = np.minimum(np.searchsorted(tokens, (1 - share) * tokens), end - 1)
+    return (total[end] - total[start]) / (end - start)
+
+# %% ../nbs/09_charts.ipynb #f7a42035
 def curves_frame(
     source,             # Storage, path or URL; or a frame with run_id, tokens, loss and what is known of the runs
     ids=None,           # Only these runs
     points: int = 120,  # At most so many points of each curve
+    smooth: float = .1,  # Running mean over this share of the tokens seen; 0 for the losses as they are
 ) -> pd.DataFrame:      # run_id, budget, size, N, D, state, step, tokens, flops, loss (training, nats/token)
-    "Training curves, thinned, one row a point."
+    "Training curves, smoothed and thinned, one row a point."
     if not isinstance(source, pd.DataFrame):
         source = _stored_curves(source, ids)
     frame = source if ids is None else source[source.run_id.isin(list(ids))]
     frame = frame[np.isfinite(frame["loss"].astype(float))]
-    parts = [g.iloc[thin_curve(g.tokens, points)] for _, g in frame.groupby("run_id", sort=False)]
+    parts = [g.assign(loss=smooth_curve(g.tokens, g.loss, smooth)).iloc[thin_curve(g.tokens, points)] for _, g in frame.groupby("run_id", sort=False)]
     return pd.concat(parts, ignore_index=True) if parts else frame.copy()
 
 
@@ -404,17 +433,18 @@ def _curve_data(frame, names):
     shown = ["r", "C of", "state"] + [t.shorthand.rsplit(":", 1)[0] for t in tips]
     return frame["run_id"].map(number), about[shown], tips, shown[1:]
 
-# %% ../nbs/09_charts.ipynb #686bbd09
+# %% ../nbs/09_charts.ipynb #630bf4af
 def plot_curves(
     source,              # Storage, path or URL; or a frame as `curves_frame` makes it
     x: str = "tokens",   # "tokens" or "flops"
     ids=None,            # Only these runs
     points: int = 120,   # At most so many points of each curve
+    smooth: float = .1,  # Running mean over this share of the tokens seen; 0 for the losses as they are
 ) -> alt.LayerChart:
     "Training loss against tokens or FLOPs, a curve a run, coloured by budget; a cross where a run failed."
     if x not in ("tokens", "flops"):
         raise ValueError(f"`x` must be 'tokens' or 'flops', but got {x!r}.")
-    frame = curves_frame(source, ids, points)
+    frame = curves_frame(source, ids, points, smooth)
     if not len(frame):
         return _finish(alt.Chart(alt.Data(values=[])).mark_point(), "No training curve yet")
     names, color, _, pick = _budget_scales(frame.budget, "pick_curves")
@@ -430,16 +460,19 @@ def plot_curves(
               ends.transform_filter("datum.state == 'FAILED'").mark_text(text="✕", fontSize=14, fontWeight=700)]
     runs = frame.drop_duplicates("run_id", keep="last")
     failed = int((runs.state == "FAILED").sum())
-    table = runs.groupby("budget").agg(runs=("run_id", "size"), lowest=("loss", "min")).reset_index()
-    table = table.assign(budget=table.budget.map(names.get), lowest=table.lowest.round(3))
-    return _finish(alt.layer(*layers), f"{len(runs)} training curves, down to {runs.loss.min():.3g} nats/token", f"✕ {failed} failed" if failed else "", table=table, mock=_is_mock(runs))
+    done = runs[np.isfinite(runs["final"].astype(float))]
+    title = f"{len(runs)} training curves" + (f"; the lowest held-out loss is {done['final'].min():.3f} at N = {si_format(done.loc[done['final'].idxmin(), 'N'])}" if len(done) else "")
+    table = runs.groupby("budget").agg(runs=("run_id", "size"), training=("loss", "min"), held_out=("final", "min")).reset_index()
+    table = table.assign(budget=table.budget.map(names), training=table.training.round(3), held_out=table.held_out.round(4))
+    notes = "; ".join([f"running mean over {100 * smooth:g} % of the tokens seen"] * bool(smooth) + [f"✕ {failed} failed"] * bool(failed))
+    return _finish(alt.layer(*layers), title, notes, table=table, mock=_is_mock(runs))
 
-# %% ../nbs/09_charts.ipynb #90ea50f5
+# %% ../nbs/09_charts.ipynb #79e91b4a
 def isoflop_frame(
     isoflop,         # IsoFlopFit
     fit=None,        # FitResult to lay over it
     points: int = 41,  # Points of each curve
-) -> pd.DataFrame:   # kind ("run", "parabola", "surface", "minimum"), budget, N, D, C, loss, N_lo, N_hi, interior
+) -> pd.DataFrame:   # kind ("run", "parabola", "surface", "minimum"), budget, N, D, C, loss, N_low, N_high, interior
     "All that the picture of the profiles shows, in one table."
     rows = []
     for k, b in enumerate(isoflop.budgets.itertuples()):
@@ -454,8 +487,8 @@ def isoflop_frame(
             rows += [dict(one, kind="surface", N=n, D=d, loss=v) for n, d, v in zip(grid, tokens, fit.law.loss(grid, tokens))]
         if b.status == "ok":
             spread = math.exp(1.645 * b.N_opt_se)
-            rows.append(dict(one, kind="minimum", N=b.N_opt, D=b.D_opt, C=b.budget, loss=b.L_min, N_lo=b.N_opt / spread, N_hi=b.N_opt * spread))
-    columns = ["kind", "budget", "N", "D", "C", "loss", "N_lo", "N_hi", "interior"]
+            rows.append(dict(one, kind="minimum", N=b.N_opt, D=b.D_opt, C=b.budget, loss=b.L_min, N_low=b.N_opt / spread, N_high=b.N_opt * spread))
+    columns = ["kind", "budget", "N", "D", "C", "loss", "N_low", "N_high", "interior"]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/09_charts.ipynb #4af906ed
@@ -467,7 +500,7 @@ def _isoflop_title(isoflop) -> tuple:
     title = f"All {len(b)} budgets have a minimum inside their sizes{grows}" if good == len(b) else f"{good} of {len(b)} budgets have a minimum inside their sizes{grows}"
     return title, [f"not {names[r.budget]}: {r.reason}" for r in b.itertuples() if r.status != "ok"]
 
-# %% ../nbs/09_charts.ipynb #70a63b4f
+# %% ../nbs/09_charts.ipynb #cb1011b3
 def plot_isoflop(
     isoflop,    # IsoFlopFit
     fit=None,   # FitResult to lay over it, dotted
@@ -499,7 +532,7 @@ def plot_isoflop(
     if len(low):
         base, tips = chart(low)
         layers += [alt.Chart(_data(low[["N", "loss"]])).mark_line(color=_INK, strokeWidth=1, strokeDash=[3, 3]).encode(x, y),
-                   base.mark_rule(strokeWidth=2).encode(x=alt.X("N_lo:Q"), x2="N_hi:Q", color=alt.value(_INK)),
+                   base.mark_rule(strokeWidth=2).encode(x=alt.X("N_low:Q"), x2="N_high:Q", color=alt.value(_INK)),
                    base.mark_point(shape="diamond", size=130, strokeWidth=2, filled=False).encode(color=alt.value(_INK), tooltip=tips)]
     if len(lost):
         layers.append(_failed_layer(lost, x, dy[1], color, names))
@@ -531,7 +564,10 @@ def optimum_path(
     "The optimum and its interval, from the smallest budget to `C`. ValueError where no optimum can be read off the runs."
     return _path(fit, C, isoflop, level, seed_noise, n_boot, seed, points).copy()
 
-# %% ../nbs/09_charts.ipynb #286173a3
+# %% ../nbs/09_charts.ipynb #25dcb2e7
+_ANSWER = "#12938a"   # the colour of what is concluded; no budget has it
+
+
 def _against_compute(frame, column, title, log, domain, dots=None, names=None, other=None):
     "One panel: a line with its band against C, dashed and shaded beyond the largest budget, and the budgets' own minima."
     dx = [frame.C.min() / 1.35, frame.C.max() * 1.12]
@@ -547,14 +583,14 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
     if frame.extrapolated.any():
         zone = alt.Data(values=[{"from": top, "to": dx[1], "says": f"extrapolated, up to {frame.C.max() / top:.3g} times"}])
         layers += [alt.Chart(zone).mark_rect(color=_INK, opacity=.1).encode(x=alt.X("from:Q"), x2="to:Q"),
-                   alt.Chart(zone).mark_text(align="right", baseline="top", fontStyle="italic", dx=-5, dy=5).encode(x="to:Q", y=alt.value(0), text="says:N")]
+                   alt.Chart(zone).mark_text(align="right", baseline="middle", fontStyle="italic", dx=-5, dy=-10 if log else 10).encode(x="to:Q", y=alt.value("height" if log else 0), text="says:N")]
     if frame[f"{column}_low"].notna().any():
-        layers.append(base.mark_area(color=_INK, opacity=.28, clip=True).encode(x, low, high))
+        layers.append(base.mark_area(color=_ANSWER, opacity=.25, clip=True).encode(x, low, high))
     if other is not None:
-        layers.append(alt.Chart(_data(other[["C", column]])).mark_line(color=_INK, strokeWidth=1.6, strokeDash=[1, 4], clip=True).encode(x, y))
+        layers.append(alt.Chart(_data(other[["C", column]])).mark_line(color=_ANSWER, strokeWidth=1.8, strokeDash=[1, 4], clip=True).encode(x, y))
     tips = [alt.Tooltip("C :N", title="C"), alt.Tooltip("best :N", title=title), alt.Tooltip("interval :N", title="interval")]
-    layers += [base.transform_filter("!datum.extrapolated").mark_line(color=_INK, strokeWidth=2.2, clip=True).encode(x, y),
-               base.transform_filter(f"datum.C >= {top:.8g}").mark_line(color=_INK, strokeWidth=2.2, strokeDash=[6, 5], clip=True).encode(x, y),
+    layers += [base.transform_filter("!datum.extrapolated").mark_line(color=_ANSWER, strokeWidth=2.2, clip=True).encode(x, y),
+               base.transform_filter(f"datum.C >= {top:.8g}").mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5], clip=True).encode(x, y),
                base.mark_point(opacity=0, size=160, clip=True).encode(x, y, tooltip=tips)]
     if dots is not None and len(dots):
         layers += _budget_dots(dots, column, x, y, names)

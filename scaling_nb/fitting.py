@@ -6,7 +6,7 @@
 __all__ = ['MOCK', 'FitStatus', 'FitResult', 'html_rows', 'fit_law', 'iqr_outliers', 'PowerLawFit', 'fit_power_law',
            'budget_groups', 'IsoFlopFit', 'fit_isoflop', 'bootstrap_fit', 'inflation', 'stretched_interval']
 
-# %% ../nbs/07_fitting.ipynb #22503981
+# %% ../nbs/07_fitting.ipynb #2bb65005
 import math
 from dataclasses import dataclass
 from enum import Enum
@@ -14,13 +14,11 @@ from enum import Enum
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.stats import f as f_dist
-from scipy.stats import norm
-from scipy.stats import t as t_dist
+from scipy.special import fdtri, ndtri, stdtrit
 
 from .laws import ChinchillaLaw, FlopsCurve, IsoFlopParabola, PowerLaw, sci_format, si_format
 
-# %% ../nbs/07_fitting.ipynb #ca9404fd
+# %% ../nbs/07_fitting.ipynb #9c00dfd5
 class FitStatus(Enum):
     "How far a fit can be believed"
     CONVERGED = "converged: no step of Newton's method improves the fit"
@@ -32,7 +30,7 @@ class FitStatus(Enum):
 
     @property
     def ok(self) -> bool:
-        "May an optimum be read off this fit? A floor at its bound spoils the loss, not the optimum; an exponent there does."
+        "May an optimum be read off this fit? A floor E at its bound spoils the loss, not the optimum, and exponents at a bound are NOT_IDENTIFIED"
         return self in (FitStatus.CONVERGED, FitStatus.AT_BOUND, FitStatus.TOO_FEW_RUNS)
 
 # %% ../nbs/07_fitting.ipynb #aeac7c1e
@@ -122,7 +120,7 @@ def _starts(x, z, L, w, n=24, regions=4):
     part = np.log(L.mean() * np.array([.8, .1, .1]))  # no cell has three positive terms: start anyway, and let the fit say what is wrong
     return np.array([[*part, a, b] for a in (.1, .5) for b in (.1, .5)])
 
-# %% ../nbs/07_fitting.ipynb #d035ed84
+# %% ../nbs/07_fitting.ipynb #a6dda293
 def _direction(theta, g, H, M, lam, lower, upper):
     "Newton step (S, 5) and its decrement g^T H^-1 g (S,), within the bounds"
     held = ((theta <= lower) & (g > 0)) | ((theta >= upper) & (g < 0))
@@ -131,13 +129,14 @@ def _direction(theta, g, H, M, lam, lower, upper):
     both, eye = d[:, :, None] * d[:, None, :], np.eye(5)
     mask = (held[:, :, None] | held[:, None, :])
     Hs, Ms = (np.where(mask, eye, m / both) for m in (H, M))
-    A = Hs + lam[:, None, None] * Ms
-    positive = np.linalg.eigvalsh(A)[:, 0] > 1e-12
-    A = np.where(positive[:, None, None], A, Ms * (1 + lam[:, None, None])) + 1e-13 * eye
+    damp = lam[:, None, None]
+    A = Hs + damp * (Ms + 1e-13 * eye)
+    positive = np.linalg.eigvalsh(A)[:, 0] > 1e-12 * (1 + lam)
+    A = np.where(positive[:, None, None], A, (1 + damp) * (Ms + 1e-9 * eye))
     step = -np.linalg.solve(A, (g / d)[..., None])[..., 0] / d
     return step, -(g * step).sum(1)
 
-# %% ../nbs/07_fitting.ipynb #dc987852
+# %% ../nbs/07_fitting.ipynb #f1aef187
 def _newton(
     theta,             # (S, 5) starts
     x, z, y,           # (R,) or (S, R)
@@ -150,7 +149,7 @@ def _newton(
     theta = np.clip(theta, lower, upper)
     value = np.empty(len(theta))
     todo, t, lam = np.arange(len(theta)), theta.copy(), np.full(len(theta), 1e-3)
-    rows = lambda v, keep: v[keep] if v.ndim == 2 else v  # noqa: E731
+    rows = lambda v, keep: v[keep] if v.ndim == 2 else v
     f, g, H, M = _derivatives(t, x, z, y, w, delta)
     for _ in range(iters):
         step, gain = _direction(t, g, H, M, lam, lower, upper)
@@ -214,24 +213,24 @@ def _shape_problem(
         return "all runs lie on one line of ln D against ln N: alpha and beta not identified. Add runs off that line."
     return None
 
-# %% ../nbs/07_fitting.ipynb #7b06db03
+# %% ../nbs/07_fitting.ipynb #b3181731
 def _condition(theta, x, z) -> float:
     "Condition number of the column-scaled Jacobian of the loss at theta (5,)"
     _, u, v = _terms(theta[None], x, z)
     J = np.stack([np.ones_like(x), u[0], v[0], -x * u[0], -z * v[0]], 1)
-    s = np.linalg.svd(J / np.linalg.norm(J, axis=0), compute_uv=False)
-    return float(s[0] / max(s[-1], 1e-300))
+    s = np.linalg.svd(J / np.maximum(np.linalg.norm(J, axis=0), 1e-300), compute_uv=False)
+    return float(s[0] / max(s[-1], 1e-16))
 
 def _no_signal(y, w, delta, value, n) -> bool:
     "Is the law no better than a constant? An F-like test on the Huber objectives, at 1 %"
     centre = minimize_scalar(lambda c: float((w * _huber(y - c, delta)).sum()), bounds=(y.min(), y.max()), method="bounded").fun
-    return n > 5 and (centre - value) / 4 < f_dist.ppf(.99, 4, n - 5) * value / (n - 5)
+    return n > 5 and (centre - value) / 4 < fdtri(4, n - 5, .99) * value / (n - 5)
 
 def _huber(r, delta):
     m = np.minimum(np.abs(r), delta)
     return m * (np.abs(r) - .5 * m)
 
-# %% ../nbs/07_fitting.ipynb #1ed75f53
+# %% ../nbs/07_fitting.ipynb #6f7148aa
 MOCK = "mock: losses drawn from a known law, not measured"
 
 @dataclass(frozen=True, eq=False)
@@ -260,9 +259,9 @@ class FitResult:
 
     @property
     def outliers(self) -> np.ndarray:
-        "(R,) bool: log residuals beyond 10 median absolute deviations"
+        "(R,) bool: log residuals beyond 10 median absolute deviations; none with under 10 runs, which cannot tell"
         r = np.abs(self.residuals - np.median(self.residuals))
-        return r > 10 * max(float(np.median(r)), 2e-5)
+        return r > (10 * max(float(np.median(r)), 2e-5) if self.n >= 10 else math.inf)
 
     def flops_per_token(self, N):
         "Training FLOPs per token of a model of `N` parameters, as these runs had them"
@@ -286,14 +285,14 @@ class FitResult:
     def _repr_html_(self):
         return html_rows(_fit_rows(self))
 
-# %% ../nbs/07_fitting.ipynb #7bdeb9ac
+# %% ../nbs/07_fitting.ipynb #4d64f56a
 def html_rows(
     rows,  # Pairs (label, text); a label "" spans the line
 ) -> str:
     "A small table that takes its colours from the page"
     import html
     cell = 'style="text-align:left;padding:.15em .8em .15em 0;border-top:1px solid rgba(128,128,128,.3);vertical-align:top'
-    line = lambda k, v: (f'<tr><td {cell};opacity:.7;white-space:nowrap">{html.escape(k)}</td><td {cell}">{html.escape(v)}</td></tr>' if k else  # noqa: E731
+    line = lambda k, v: (f'<tr><td {cell};opacity:.7;white-space:nowrap">{html.escape(k)}</td><td {cell}">{html.escape(v)}</td></tr>' if k else
                          f'<tr><td colspan="2" {cell}">{html.escape(v)}</td></tr>')
     return '<table style="border-collapse:collapse;max-width:60em">' + "".join(line(k, v) for k, v in rows) + "</table>"
 
@@ -328,14 +327,14 @@ def _fit_from(cls, d):
     return cls(law=ChinchillaLaw.from_dict(d["law"]) if d["law"] else None, status=FitStatus[d["status"]], at_bounds=tuple(d["at_bounds"]),
                curve=FlopsCurve(tuple(d["curve"]["N"]), tuple(d["curve"]["f"])), **plain, **{k: np.array(d[k]) for k in _ARRAYS})
 
-# %% ../nbs/07_fitting.ipynb #5ad686ba
+# %% ../nbs/07_fitting.ipynb #02718c0f
 _NAMES = ("E", "A", "B", "alpha", "beta")
 
 def _fit_theta(x, z, L, w, delta):
-    "Best theta (5,), objectives of all starts (S,), the delta used, and the bounds"
+    "Best theta (5,), objectives of all starts and of the best after polishing (S + 1,), the delta used, and the bounds"
     y = np.log(L)
     lower, upper = (b + np.array([math.log(L.min()), 0, 0, 0, 0]) for b in (_LOWER, _UPPER))
-    solve = lambda t, d, stages, iters: _solve(t, x, z, y, np.repeat(w[None], len(t), 0), d, lower, upper, stages, iters)  # noqa: E731
+    solve = lambda t, d, stages, iters: _solve(t, x, z, y, np.repeat(w[None], len(t), 0), d, lower, upper, stages, iters)
     theta = _starts(x, z, L, w)
     if delta == "auto":  # a rough fit, whose residuals give the threshold
         theta, value = solve(theta, .03, (), 8)
@@ -343,8 +342,9 @@ def _fit_theta(x, z, L, w, delta):
         for _ in range(3):
             best, _ = solve(best, delta := _auto_delta(y - np.log(sum(_terms(best, x, z)))[0]), (), 12)
         theta = np.concatenate([theta, best])
-    theta, value = solve(theta, delta, _STAGES, 60)
-    return theta[value.argmin()], value, delta, lower, upper
+    theta, value = solve(theta, delta, _STAGES, 40)
+    best, least = solve(theta[[value.argmin()]], delta, (), 100)
+    return best[0], np.append(value, least), delta, lower, upper
 
 # %% ../nbs/07_fitting.ipynb #dcedadf1
 def _judge(n, decrement, condition, at_bounds, shape_problem, no_signal):
@@ -367,7 +367,21 @@ def _judge(n, decrement, condition, at_bounds, shape_problem, no_signal):
         return S.TOO_FEW_RUNS, "5 runs for 5 parameters: the law passes through all of them and no interval can be had." + poor
     return S.CONVERGED, f"{n} runs." + poor
 
-# %% ../nbs/07_fitting.ipynb #804cad96
+# %% ../nbs/07_fitting.ipynb #dc139184
+def _checked_runs(N, D, L, C, law, loss, delta, weights):
+    "The columns of a surface fit as float arrays, and how many distinct runs; or a ValueError"
+    if law != "chinchilla" or loss not in ("huber", "squares"):
+        raise ValueError(f"`law` must be 'chinchilla' and `loss` 'huber' or 'squares', but got law={law!r}, loss={loss!r}.")
+    if delta != "auto" and not delta > 0:
+        raise ValueError(f"`delta` must be 'auto' or positive, but got {delta!r}.")
+    N, D, L = _positive(N=N, D=D, L=L)
+    N, C, w = _positive(N=N, C=6 * N * D if C is None else C, weights=np.ones(len(N)) if weights is None else weights)
+    n = np.unique(np.stack([N, D, L]), axis=1).shape[1]
+    if n < 5:
+        raise ValueError(f"A surface has 5 parameters and needs at least 5 different runs, but got {n}. Run more sizes or budgets.")
+    return N, D, L, C, w, n
+
+# %% ../nbs/07_fitting.ipynb #2c23055d
 def fit_law(
     N,                 # Parameters, (R,)
     D,                 # Tokens, (R,)
@@ -382,15 +396,7 @@ def fit_law(
     seed=0,            # Nothing is drawn in this fit; accepted so that every fit can be called alike
 ) -> FitResult:
     "Fit $L = E + A/N^\\alpha + B/D^\\beta$ to runs by a robust loss on ln L. ValueError on a bad row, or under 5 different runs"
-    if law != "chinchilla" or loss not in ("huber", "squares"):
-        raise ValueError(f"`law` must be 'chinchilla' and `loss` 'huber' or 'squares', but got law={law!r}, loss={loss!r}.")
-    if delta != "auto" and not delta > 0:
-        raise ValueError(f"`delta` must be 'auto' or positive, but got {delta!r}.")
-    N, D, L = _positive(N=N, D=D, L=L)
-    N, C, w = _positive(N=N, C=6 * N * D if C is None else C, weights=np.ones(len(N)) if weights is None else weights)
-    n = np.unique(np.stack([N, D, L]), axis=1).shape[1]
-    if n < 5:
-        raise ValueError(f"A surface has 5 parameters and needs at least 5 different runs, but got {n}. Run more sizes or budgets.")
+    N, D, L, C, w, n = _checked_runs(N, D, L, C, law, loss, delta, weights)
     ln_N, ln_D = np.log(N), np.log(D)
     x, z, y = ln_N - ln_N.mean(), ln_D - ln_D.mean(), np.log(L)
     theta, values, delta, lower, upper = _fit_theta(x, z, L, w, _BIG if loss == "squares" else delta)
@@ -403,7 +409,7 @@ def fit_law(
         message += f" {len(N) - n} exact duplicates count once in what follows from the number of runs."
     law = None if status is FitStatus.NOT_IDENTIFIED else _to_law(theta, ln_N.mean(), ln_D.mean())
     return FitResult(law=law, status=status, message=message, objective=float(best), residuals=r, rms=float(np.sqrt(np.mean(r ** 2))), n=n,
-                     share_best=float(np.mean(values <= best * (1 + 1e-6) + 1e-22 * w.sum())), decrement=decrement, condition=condition, at_bounds=at_bounds,
+                     share_best=float(np.mean(values[:-1] <= best * (1 + 1e-6) + 1e-22 * w.sum())), decrement=decrement, condition=condition, at_bounds=at_bounds,
                      loss_name=loss, delta=float(delta), N=N, D=D, L=L, C=C, weights=w, curve=FlopsCurve.from_runs(N, C / D), mock=bool(mock))
 
 def _to_law(theta, mean_x, mean_z):
@@ -411,7 +417,7 @@ def _to_law(theta, mean_x, mean_z):
     e, a, b, alpha, beta = (float(v) for v in theta)
     return ChinchillaLaw(E=math.exp(e), A=math.exp(a + alpha * mean_x), B=math.exp(b + beta * mean_z), alpha=alpha, beta=beta)
 
-# %% ../nbs/07_fitting.ipynb #fa43748c
+# %% ../nbs/07_fitting.ipynb #400ad3ca
 def _floor_fits(x, Y, s, floor=None):
     "Least squares of Y (S, K) on c + k (x/x0)^s at each exponent s (G,), with c >= 0: c, k and rss, each (S, G)"
     u = (x / np.exp(np.log(x).mean())) ** s[:, None]
@@ -423,13 +429,13 @@ def _floor_fits(x, Y, s, floor=None):
     held = 0. if floor is None else floor
     c, k = np.where(pinned, held, c), np.where(pinned, (Y - held) @ u.T / (u ** 2).sum(1), k)
     rss = ((Y[:, None] - c[..., None] - k[..., None] * u) ** 2).sum(-1)
-    return c, k, np.where(k > 0, rss, np.inf)
+    return c, k, np.where(k >= 0, rss, 1e300)
 
-# %% ../nbs/07_fitting.ipynb #b518f850
+# %% ../nbs/07_fitting.ipynb #13c6dae4
 _EXPONENTS = np.geomspace(.003, 3, 240)
 
 def _rises(x, y) -> bool:
-    return float(np.corrcoef(np.log(x), y)[0, 1]) > 0
+    return float((np.log(x) - np.log(x).mean()) @ y) > 0
 
 def _floor_search(x, y, floor=None):
     "c, k, s of the best power law with a floor"
@@ -524,7 +530,7 @@ def _vertex(coef, cov):
     g = np.array([q / (2 * p ** 2), -1 / (2 * p), 0.])
     return -q / (2 * p), float(g @ cov @ g)
 
-# %% ../nbs/07_fitting.ipynb #1b13a06e
+# %% ../nbs/07_fitting.ipynb #a65bfa37
 def _valley_status(x, y, coef, cov, s2, dof):
     "Why this budget has no minimum to offer, as (status, reason); ('ok', '') if it has one"
     sizes = np.unique(np.round(x, 3))
@@ -535,11 +541,12 @@ def _valley_status(x, y, coef, cov, s2, dof):
         return "not convex", "the parabola opens downwards: no minimum"
     v = x.mean() + _vertex(coef, cov)[0]
     below, above = (sizes < v).sum(), (sizes > v).sum()
-    if t < t_dist.ppf(.975, dof):
+    if t < stdtrit(dof, .975):
         return "flat", f"the curvature is not distinguishable from zero (t = {t:.1f})"
     if min(below, above) < 2:
         side = "below" if below < above else "above"
-        return "edge", f"the minimum is not enclosed: {min(below, above)} sizes {side} it, 2 needed; add {'smaller' if side == 'below' else 'larger'} models"
+        has = f"{min(below, above)} size{'' if min(below, above) == 1 else 's'}"
+        return "edge", f"the minimum is not enclosed: {has} {side} it, 2 needed; add {'smaller' if side == 'below' else 'larger'} models"
     return "ok", ""
 
 # %% ../nbs/07_fitting.ipynb #b24b87a3
@@ -551,11 +558,11 @@ def _line(x, y, w):
     level = (w * y).sum(-1)
     return level, (w * dx * y).sum(-1) / np.maximum((w * dx * dx).sum(-1), 1e-300), mean
 
-# %% ../nbs/07_fitting.ipynb #39206c67
+# %% ../nbs/07_fitting.ipynb #cebbbf2b
 @dataclass(frozen=True, eq=False)
 class IsoFlopFit:
     "Parabolas along budgets, and the line through the minima of those that have one"
-    budgets: pd.DataFrame      # budget, n, N_opt, N_opt_se (of ln N), D_opt, L_min, p, p_se, status, reason
+    budgets: pd.DataFrame      # budget, C (realised), n, N_opt, N_opt_se (of ln N), D_opt, L_min, p, p_se, status, reason
     parabolas: tuple           # IsoFlopParabola of each budget, None where there are under 3 sizes
     status: FitStatus
     message: str
@@ -629,8 +636,8 @@ def _iso_rows(fit):
         rows.append((f"{sci_format(r.budget, 2)} FLOPs:", f"{best} ({r.n} runs)"))
     return rows + ([("", MOCK)] if fit.mock else [])
 
-# %% ../nbs/07_fitting.ipynb #a8861a1c
-def _budget_rows(N, C, L, group, curve):
+# %% ../nbs/07_fitting.ipynb #758f1a92
+def _budget_rows(N, C, L, group, labels, curve):
     "The frame of budgets and their parabolas"
     x, groups = np.log(N), [np.flatnonzero(group == k) for k in range(group.max() + 1)]
     fits = [_valley(x[i], L[i]) if len(np.unique(x[i])) >= 3 else None for i in groups]
@@ -638,9 +645,10 @@ def _budget_rows(N, C, L, group, curve):
     own = np.array([(f[1] ** 2).sum() / d if f and d else np.nan for f, d in zip(fits, dof)])
     common = np.nanmedian(own) if np.isfinite(own).any() else 0.
     rows, parabolas = [], []
-    for i, f, d, s2 in zip(groups, fits, dof, own):
+    for label, i, f, d, s2 in zip(labels, groups, fits, dof, own):
         s2 = (4 * common + d * s2) / (4 + d) if d else common
-        row = dict(budget=float(np.exp(np.log(C[i]).mean())), n=len(i), N_opt=np.nan, N_opt_se=np.nan, D_opt=np.nan, L_min=np.nan, p=np.nan, p_se=np.nan)
+        spent = float(np.exp(np.log(C[i]).mean()))
+        row = dict(budget=spent if label is None else label, C=spent, n=len(i)) | dict.fromkeys(("N_opt", "N_opt_se", "D_opt", "L_min", "p", "p_se"), np.nan)
         status, reason = _valley_status(x[i], L[i], f[0], f[2], s2, d + 4) if f else ("too few sizes", f"{len(np.unique(x[i]))} sizes; 5 needed")
         if f:
             (p, q, r), _, cov = f
@@ -651,26 +659,27 @@ def _budget_rows(N, C, L, group, curve):
             parabolas.append(None)
         if status == "ok":
             v, var = _vertex(f[0], f[2])
-            row.update(N_opt=math.exp(m + v), N_opt_se=math.sqrt(s2 * var), L_min=r - q * q / (4 * p), D_opt=float(row["budget"] / curve(np.exp(m + v))))
+            row.update(N_opt=math.exp(m + v), N_opt_se=math.sqrt(s2 * var), L_min=r - q * q / (4 * p), D_opt=float(spent / curve(np.exp(m + v))))
         rows.append(row | dict(status=status, reason=reason))
     return pd.DataFrame(rows), tuple(parabolas)
 
-# %% ../nbs/07_fitting.ipynb #5c768ba1
+# %% ../nbs/07_fitting.ipynb #d6aeaa8f
 def fit_isoflop(
     N,            # Parameters, (R,)
     C,            # FLOPs spent, (R,)
     L,            # Held-out loss, nats per token, (R,)
     *,
     D=None,       # Tokens, (R,); C / 6N by default
-    budget=None,  # (R,) which budget each run belongs to, such as its planned FLOPs; by default runs within 10 % in C
+    budget=None,  # (R,) planned FLOPs, which say what runs share a budget; by default C, parted by gaps of 10 %
     mock=None,    # Were these losses drawn from a law? The fit will say so
 ) -> IsoFlopFit:
     "Parabolas in ln N along each budget, and the line through their minima (Hoffmann et al. 2022, approach 2)"
     N, C, L = _positive(N=N, C=C, L=L)
     N, D = _positive(N=N, D=C / (6 * N) if D is None else D)
-    group = budget_groups(C) if budget is None else np.unique(np.asarray(budget), return_inverse=True)[1].ravel()
+    labels, group = (None, budget_groups(C)) if budget is None else np.unique(_positive(N=N, budget=budget)[1], return_inverse=True)
+    labels = [None] * (group.max() + 1) if labels is None else labels.tolist()
     curve = FlopsCurve.from_runs(N, C / D)
-    frame, parabolas = _budget_rows(N, C, L, group, curve)
+    frame, parabolas = _budget_rows(N, C, L, group, labels, curve)
     spread = [np.ptp(np.log(C[group == k])) for k in range(len(frame))]
     ok = (frame["status"] == "ok").to_numpy()
     status, message = _line_status(frame, ok)
@@ -679,27 +688,28 @@ def fit_isoflop(
     ln_N = ln_D = (math.nan,) * 3
     birge, loss_law, good = math.nan, None, frame[ok]
     if ok.sum() >= 2:
-        lc, w = np.log(good["budget"].to_numpy()), 1 / (good["N_opt_se"].to_numpy() ** 2 + 1e-12)
+        lc, w = np.log(good["C"].to_numpy()), 1 / (good["N_opt_se"].to_numpy() ** 2 + 1e-12)
         ln_N, ln_D = (tuple(float(v) for v in _line(lc, np.log(good[c].to_numpy()), w)) for c in ("N_opt", "D_opt"))
     if ok.sum() >= 3:
         off = np.log(good["N_opt"].to_numpy()) - ln_N[0] - ln_N[1] * (lc - ln_N[2])
         birge = float(math.sqrt((w * off ** 2).sum() / (ok.sum() - 2)))
-        loss_law = fit_power_law(good["budget"], good["L_min"]).law
+        loss_law = fit_power_law(good["C"], good["L_min"]).law
     return IsoFlopFit(budgets=frame, parabolas=parabolas, status=status, message=message, ln_N=ln_N, ln_D=ln_D, birge=birge, loss_law=loss_law,
                       N=N, D=D, C=C, L=L, group=group, curve=curve, mock=bool(mock))
 
-# %% ../nbs/07_fitting.ipynb #ee8fab43
+# %% ../nbs/07_fitting.ipynb #56fe4b84
 def _line_status(frame, ok):
     "Status and message of the line; budgets left out are named"
     k, out = int(ok.sum()), frame[~ok]
     message = f"{k} of {len(frame)} budgets have a minimum inside their sizes."
     if len(out):
-        message += " Left out: " + "; ".join(f"{sci_format(r.budget, 2)} ({r.status})" for r in out.itertuples()) + "."
+        named = [f"{sci_format(r.budget, 2)} ({r.status})" for r in out.itertuples()]
+        message += " Left out: " + "; ".join(named[:6]) + (f"; and {len(named) - 6} more" if len(named) > 6 else "") + "."
     if k >= 3:
         return FitStatus.CONVERGED, message
     return FitStatus.TOO_FEW_BUDGETS, message + (" Two give a line, but no interval." if k == 2 else " No line: two are needed, three for an interval.")
 
-# %% ../nbs/07_fitting.ipynb #33f755c3
+# %% ../nbs/07_fitting.ipynb #c8923211
 def _iso_dict(fit) -> dict:
     arrays = {k: getattr(fit, k).tolist() for k in ("N", "D", "C", "L", "group")}
     rows = [{k: _number(v) for k, v in row.items()} for row in fit.budgets.astype(object).to_dict("records")]
@@ -709,7 +719,7 @@ def _iso_dict(fit) -> dict:
                      "loss_law": fit.loss_law and fit.loss_law.to_dict(), "curve": {"N": list(fit.curve.N), "f": list(fit.curve.f)}}
 
 def _iso_from(cls, d):
-    gap = lambda v: math.nan if v is None else v  # noqa: E731
+    gap = lambda v: math.nan if v is None else v
     frame = pd.DataFrame([{k: gap(v) for k, v in row.items()} for row in d["budgets"]])
     return cls(budgets=frame, parabolas=tuple(p and IsoFlopParabola(*p) for p in d["parabolas"]), status=FitStatus[d["status"]], message=d["message"],
                ln_N=tuple(map(gap, d["ln_N"])), ln_D=tuple(map(gap, d["ln_D"])), birge=gap(d["birge"]), mock=d["mock"],
@@ -783,7 +793,7 @@ def _bootstrap_surface(fit, n, rng, chunk=200):
     at_bound = ((t <= lower + 1e-9) | (t >= upper - 1e-9)).any(1)
     return pd.DataFrame(dict(E=np.exp(t[:, 0]), A=np.exp(ln_A), B=np.exp(ln_B), alpha=t[:, 3], beta=t[:, 4], at_bound=at_bound))
 
-# %% ../nbs/07_fitting.ipynb #773154f4
+# %% ../nbs/07_fitting.ipynb #572390a3
 def _redrawn_valley(x, y, n, rng):
     "Vertex in ln N and lowest loss of `n` redrawn parabolas, each (n,); NaN without a minimum among the sizes"
     coef, r, _ = _valley(x, y)
@@ -801,7 +811,7 @@ def _bootstrap_isoflop(fit, n, rng):
     rows = fit.budgets[fit.interior]
     drawn = [_redrawn_valley(np.log(fit.N[fit.group == k]), fit.L[fit.group == k], n, rng) for k in rows.index]
     v, low = (np.stack([d[i] for d in drawn], 1) for i in (0, 1))
-    lc, ok = np.log(rows["budget"].to_numpy()), np.isfinite(v)
+    lc, ok = np.log(rows["C"].to_numpy()), np.isfinite(v)
     w = np.where(ok, 1 / (rows["N_opt_se"].to_numpy() ** 2 + 1e-12), 1e-300)
     level, slope, mean = _line(lc, np.where(ok, v, 0.), w)
     out = np.full((n, 6), np.nan)
@@ -829,7 +839,7 @@ def bootstrap_fit(
     rng = np.random.default_rng(seed)
     return (_bootstrap_isoflop if isinstance(fit, IsoFlopFit) else _bootstrap_surface)(fit, n, rng)
 
-# %% ../nbs/07_fitting.ipynb #1987b057
+# %% ../nbs/07_fitting.ipynb #f9e96c06
 def inflation(
     fit,         # FitResult or IsoFlopFit
     level=.9,    # Of the interval
@@ -842,7 +852,7 @@ def inflation(
         sizes = [len(s) for s in _strata(fit)[2]]
         dof, M = fit.n - 5, float(np.median(sizes)) if sizes else math.inf
         more = math.sqrt(1 / (1 - 1 / M))
-    return None if dof < 1 else float(more * t_dist.ppf(q, dof) / norm.ppf(q))
+    return None if dof < 1 else float(more * stdtrit(dof, q) / ndtri(q))
 
 # %% ../nbs/07_fitting.ipynb #de7e66ed
 def stretched_interval(

@@ -6,12 +6,13 @@
 __all__ = ['si_format', 'sci_format', 'ChinchillaLaw', 'optimum_search', 'optimal_split', 'FlopsCurve', 'PowerLaw',
            'IsoFlopParabola', 'parabola_bias']
 
-# %% ../nbs/06_laws.ipynb #79590253
+# %% ../nbs/06_laws.ipynb #f88a697e
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
+from scipy.interpolate import CubicHermiteSpline, CubicSpline
 from scipy.optimize import brentq
 
 # %% ../nbs/06_laws.ipynb #ff19a260
@@ -103,7 +104,7 @@ def _slope(A, B, alpha, beta, x, C, f, step=1e-4):
     eps = (np.log(f(np.exp(x + step))) - np.log(f(np.exp(x - step)))) / (2 * step)
     return -alpha * A * np.exp(-alpha * x) + eps * beta * B * (C / cost) ** -beta
 
-# %% ../nbs/06_laws.ipynb #9ed583b2
+# %% ../nbs/06_laws.ipynb #0eab2fe4
 def optimum_search(
     A, B, alpha, beta,  # The law, numbers or arrays (S,)
     C,                  # Budget, FLOPs
@@ -116,10 +117,10 @@ def optimum_search(
     for _ in range(2):  # let the FLOPs per parameter settle near the optimum
         k = f(start) / start
         start = _closed_form(A, B, alpha, beta, C / k)[0]
-    grid = np.log(start)[:, None] + np.linspace(-reach, reach, 161)
+    grid = np.log(start)[:, None] + np.linspace(-reach, reach, 61)
     N = np.exp(grid)
     loss = A[:, None] * N ** -alpha[:, None] + B[:, None] * (C / f(N)) ** -beta[:, None]
-    best = loss.argmin(1).clip(1, 159)
+    best = loss.argmin(1).clip(1, 59)
     lo, hi = (grid[np.arange(len(grid)), best + i] for i in (-1, 1))
     for _ in range(50):
         mid = (lo + hi) / 2
@@ -146,7 +147,7 @@ def _optimum(law, C, flops_per_token=6.0):
     N, D = np.array(found, float).reshape(-1, 2).T.reshape(2, *C.shape)
     return (N, D, law.loss(N, D)) if C.ndim else (float(N), float(D), float(law.loss(N, D)))
 
-# %% ../nbs/06_laws.ipynb #44e443b7
+# %% ../nbs/06_laws.ipynb #b2aaf815
 def _compute(law, L, flops_per_token=6.0):
     if not L > law.E:
         raise ValueError(f"`L` must be above the irreducible loss E={law.E:.4g}, but got {L!r}: no budget reaches it.")
@@ -156,10 +157,20 @@ def _compute(law, L, flops_per_token=6.0):
     if not callable(flops_per_token):
         return nd * flops_per_token
     guess = math.log(nd * flops_per_token(_closed_form(law.A, law.B, law.alpha, law.beta, nd)[0]) / _closed_form(law.A, law.B, law.alpha, law.beta, nd)[0])
-    gap = lambda ln_C: _optimum(law, math.exp(ln_C), flops_per_token)[2] - L  # noqa: E731
+    gap = lambda ln_C: _optimum(law, math.exp(ln_C), flops_per_token)[2] - L
     return math.exp(brentq(gap, guess - 10, guess + 10, xtol=1e-12))
 
-# %% ../nbs/06_laws.ipynb #ec4cc6a7
+# %% ../nbs/06_laws.ipynb #8478a507
+def _limited_slopes(x, y):
+    "Cubic-spline slopes at the knots, limited to be monotone between them, zero at both ends"
+    secant = np.diff(y) / np.diff(x)
+    left, right = secant[:-1], secant[1:]
+    limit = np.where(left * right > 0, 3 * np.minimum(np.abs(left), np.abs(right)), 0.)
+    slope = np.zeros_like(x)
+    slope[1:-1] = np.sign(left) * np.clip(np.sign(left) * CubicSpline(x, y)(x, 1)[1:-1], 0, limit)
+    return slope
+
+# %% ../nbs/06_laws.ipynb #27e98345
 @dataclass(frozen=True)
 class FlopsCurve:
     "Training FLOPs per token f(N), through measured sizes; the ratio f/N is held outside them"
@@ -172,23 +183,25 @@ class FlopsCurve:
         order = np.argsort(N, kind="stable")
         x, y = np.log(np.asarray(N, float)[order]), np.log(np.asarray(f, float)[order])
         size = np.cumsum(np.r_[0, np.diff(x) > near])
-        mean = lambda v: np.exp(np.bincount(size, v) / np.bincount(size))  # noqa: E731
+        mean = lambda v: np.exp(np.bincount(size, v) / np.bincount(size))
         return cls(tuple(mean(x).tolist()), tuple(mean(y).tolist()))
 
-    @property
+    @cached_property
     def constant(self):
         "FLOPs per parameter per token where that is one number (to 1e-9), else None"
         ratio = np.array(self.f) / np.array(self.N)
         return float(ratio.mean()) if np.ptp(ratio) <= 1e-9 * ratio.mean() else None
 
+    @cached_property
+    def _spline(self):
+        x, y = np.log(self.N), np.log(np.array(self.f) / np.array(self.N))
+        return CubicHermiteSpline(x, y, _limited_slopes(x, y))
+
     def __call__(self, N):
         "FLOPs per token at `N` parameters, a number or an array"
-        x, y = np.log(self.N), np.log(np.array(self.f) / np.array(self.N))
-        if len(x) == 1:
-            return np.exp(y[0]) * N
-        slope = PchipInterpolator(x, y).derivative()(x)
-        slope[[0, -1]] = 0
-        return np.exp(CubicHermiteSpline(x, y, slope)(np.clip(np.log(N), x[0], x[-1]))) * N
+        if self.constant is not None:
+            return self.constant * N
+        return np.exp(self._spline(np.log(N).clip(math.log(self.N[0]), math.log(self.N[-1])))) * N
 
 # %% ../nbs/06_laws.ipynb #9a78f6da
 @dataclass(frozen=True)

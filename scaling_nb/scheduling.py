@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_ATTEMPTS', 'Runner', 'start_ray', 'Sweep', 'longest_first', 'Resources', 'run_sweep']
 
-# %% ../nbs/05_scheduling.ipynb #c1fae0ae
+# %% ../nbs/05_scheduling.ipynb #412eafe6
 import contextlib
 import os
+import pickle
 import socket
 import sys
 import tempfile
@@ -25,19 +26,22 @@ from .records import Storage, bind_storage, open_storage, runs_frame
 from .sweep import RunSpec, SweepPlan, default_workers, format_seconds
 from .training import MockLaw, Recipe, describe_run, train_run
 
-# %% ../nbs/05_scheduling.ipynb #eaf8ac1d
+# %% ../nbs/05_scheduling.ipynb #4902362a
 class Runner:
     "Trains one run after the other; Ray makes an actor of it."
     def __init__(self,
-        problem: Problem,
+        problem: Problem | bytes,  # The problem, or its pickle
         storage: Storage,
         session: str,      # The sweep call that this worker serves; a request to stop names it
         threads: int = 1,  # Threads of torch on the CPU
-        gpus: float = 0,   # Share of a GPU; with 0 the GPUs are hidden from the run
+        gpus: float | None = None,  # Share of a GPU; with 0 the GPUs of the machine are hidden from the run
+        path: tuple = (),  # Where the driver finds its modules, so that a model in a file beside the notebook is found here too
     ):
-        if not gpus: os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if gpus == 0: os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        sys.path += [p for p in path if p not in sys.path]
         import torch
         torch.set_num_threads(threads)
+        if isinstance(problem, bytes): problem = pickle.loads(problem)   # made by the driver of this very sweep
         self.problem, self.storage, self.session, self.asked = problem, storage, session, 0.0
 
     def ready(self) -> int:
@@ -184,7 +188,7 @@ def _slots(ray, res: Resources):
                          "Ask for less, or give the `address` of a larger cluster.")
     return min(res.workers or fit, fit), gpus
 
-# %% ../nbs/05_scheduling.ipynb #2ddab2fa
+# %% ../nbs/05_scheduling.ipynb #a97002a1
 MAX_ATTEMPTS = 3   # of a run whose worker died
 
 class _Pool:
@@ -192,6 +196,10 @@ class _Pool:
     def __init__(self, ray, make, n):
         self.ray, self.make, self.idle, self.busy = ray, make, [], {}
         self.idle = [make() for _ in range(n)]
+        try: ray.get(self.idle[0].ready.remote())
+        except ray.exceptions.RayError as e:
+            self.close()
+            raise RuntimeError(f"A worker could not start: {_cause(e)}") from None
 
     def start(self, key, *args):
         worker = self.idle.pop()
@@ -214,7 +222,17 @@ class _Pool:
     def close(self):
         for worker in [*self.idle, *(w for _, w in self.busy.values())]: self.ray.kill(worker)
 
-# %% ../nbs/05_scheduling.ipynb #7957ec36
+# %% ../nbs/05_scheduling.ipynb #99b268b8
+def _cause(e) -> str:
+    "The last line of an error that holds another process's traceback."
+    return ([x.strip() for x in str(e).splitlines() if "Error" in x] or [str(e).split("\n")[0]])[-1][:300]
+
+def _pickled(problem: Problem) -> bytes:
+    "The problem, with classes of the notebook by value."
+    from ray import cloudpickle
+    try: return cloudpickle.dumps(problem)
+    except Exception as e: raise TypeError(f"The problem must be picklable to reach the workers, but {type(e).__name__}: {e}. Look for open files, locks or generators in the data set, the model class or the loss.") from e
+
 def _train_all(pool, todo, args, storage, on_change, lost):
     "Run everything in `todo` on the pool; `lost` counts the workers that each run has lost."
     queue = longest_first(todo)
@@ -230,7 +248,7 @@ def _train_all(pool, todo, args, storage, on_change, lost):
                 queue.insert(0, key)
                 on_change(key, "PENDING")
             else:
-                storage.write_json(key, "failure.json", dict(reason=f"its worker died {MAX_ATTEMPTS} times: {type(error).__name__}: {str(error).splitlines()[0][:200]}", tokens=0))
+                storage.write_json(key, "failure.json", dict(reason=f"its worker died {MAX_ATTEMPTS} times: {_cause(error)}", tokens=0))
                 on_change(key, "FAILED")
 
 def _pause(pool, storage, session, wait_s=20):
@@ -296,14 +314,14 @@ def run_sweep(
     else: _run_on_ray(problem, todo, specs, recipe, prints, storage, resources or Resources(), view, checkpoint_s)
     return sweep
 
-# %% ../nbs/05_scheduling.ipynb #e54e623e
+# %% ../nbs/05_scheduling.ipynb #b10beb59
 def _run_on_ray(problem, todo, specs, recipe, prints, storage, res, view, checkpoint_s):
     "The part of `run_sweep` that needs a cluster."
     ray, session, start = start_ray(res.address), uuid.uuid4().hex, time.monotonic()
     n, gpus = _slots(ray, res)
     actor = ray.remote(num_cpus=res.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Runner)
-    shared = ray.put(problem)
-    pool = _Pool(ray, lambda: actor.remote(shared, storage, session, max(1, int(res.cpus)), gpus), min(n, len(todo)))
+    shared, path = ray.put(_pickled(problem)), tuple(os.path.abspath(p) for p in sys.path)
+    pool = _Pool(ray, lambda: actor.remote(shared, storage, session, max(1, int(res.cpus)), gpus, path), min(n, len(todo)))
     live = _view(view, storage, specs)
     states = dict.fromkeys(todo, "PENDING")
     def on_change(key, state):

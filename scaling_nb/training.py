@@ -71,15 +71,30 @@ def lr_factor(
     if recipe.schedule == "wsd" and progress > 1 - recipe.decay: return (1 - progress)/recipe.decay
     return 1.0
 
-# %% ../nbs/04_training.ipynb #feb73ddf
+# %% ../nbs/04_training.ipynb #aed8eddd
+@contextmanager
+def _kept_rng():
+    "Whatever is drawn inside leaves the random generators of Python, numpy and torch as they were."
+    state = _rng_state()
+    try: yield
+    finally: _set_rng_state(state)
+
 def _shapes(problem: Problem, size: int) -> dict | None:
     "Shape by name, and by name without layer numbers, for layers that only one of two depths has; None when the size cannot be built."
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"): model = problem.build(size)
+        with _kept_rng(), torch.device("meta"): model = problem.build(size)
     except Exception:   # the constructor is the user's: whatever it raises, this size is no help here
         return None
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     return {**{_layer(n): s for n, s in shapes.items()}, **shapes}
+
+def _roles(problem: Problem, size: int) -> dict:
+    "The part each parameter plays, seen on a copy: a forward pass would touch the running statistics of the model itself."
+    inputs, _ = first_batch(split_data(problem)[0], 2)
+    with _kept_rng():
+        try:
+            with torch.device("meta"): return param_roles(problem.build(size).eval(), inputs.to("meta"))
+        except (RuntimeError, NotImplementedError): return param_roles(problem.build(size).eval(), inputs)
 
 def _layer(name: str) -> str: return ".".join("0" if part.isdigit() else part for part in name.split("."))
 
@@ -93,9 +108,7 @@ def width_scales(
     bigger = next((s for m in (2, 4, 8, 3) if (s := _shapes(problem, m*size))), None)
     params = dict(model.named_parameters())
     if bigger is None: return dict.fromkeys(params, 1.0)
-    inputs, _ = first_batch(split_data(problem)[0], 2)
-    device = next(iter(params.values())).device
-    with torch.random.fork_rng(devices=[]): roles = param_roles(model, inputs.to(device))
+    roles = _roles(problem, size)
     grows = {n: p.shape[1] for n, p in params.items() if p.ndim >= 2 and roles[n] == "matmul" and bigger.get(n, bigger.get(_layer(n), p.shape))[1] > p.shape[1]}
     width = min(grows.values(), default=1)
     return {n: base_width/width if n in grows else 1.0 for n in params}
@@ -347,14 +360,7 @@ def _train(trainer: Trainer, log, checkpoint, should_stop, every_s: float):
 def _check_finite(trainer, loss):
     if not torch.isfinite(loss): raise Diverged(f"the training loss became {loss.item()} at step {trainer.steps}, {trainer.tokens:,} tokens in. Lower `lr`, or raise `warmup`.")
 
-# %% ../nbs/04_training.ipynb #241c221f
-@contextmanager
-def _kept_rng():
-    "Training must not disturb the random numbers of the notebook it runs in."
-    state = _rng_state()
-    try: yield
-    finally: _set_rng_state(state)
-
+# %% ../nbs/04_training.ipynb #29b72d30
 def describe_run(
     problem: Problem,
     spec: RunSpec,
@@ -367,7 +373,7 @@ def describe_run(
     return {**asdict(spec), "C": spec.C, "kwargs": {k: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v) for k, v in problem.kwargs(spec.size).items()}, "problem": problem.name,
             "recipe": plain, "recipe_id": recipe_id(plain), "mock": mock is not None, "run_id": run_id(prints or fingerprint(problem), spec, plain)}
 
-# %% ../nbs/04_training.ipynb #8e3d3369
+# %% ../nbs/04_training.ipynb #affa9453
 def train_run(
     problem: Problem,
     spec: RunSpec,
@@ -396,11 +402,11 @@ def train_run(
     storage.remove(key, "failure.json")
     storage.write_json(key, "attempt.json", dict(attempt=attempt, started=time.time(), host=socket.gethostname()))
     with _kept_rng(): _attempt(problem, spec, recipe, mock, storage, key, attempt, device, should_stop, checkpoint_s)
-    gc.collect()                                   # the model is gone by now; what is left are cycles
+    if not mock: gc.collect()                      # the model is gone by now; what is left are cycles
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     return read_record(storage, key)
 
-# %% ../nbs/04_training.ipynb #e0e1573e
+# %% ../nbs/04_training.ipynb #ec1405eb
 def _attempt(problem, spec, recipe, mock, storage, key, attempt, device, should_stop, checkpoint_s):
     "One attempt at a run, whatever comes of it on disk."
     trainer, metrics, start, before = None, MetricsLog(storage, key), time.time(), 0.0
@@ -434,4 +440,4 @@ def _resume(trainer, storage, key) -> float:
     data = storage.read_bytes(key, "checkpoint")
     if data is None: return 0.0
     try: return trainer.load(data).get("wall_s", 0.0)
-    except Exception as e: raise RuntimeError(f"the checkpoint cannot be read ({type(e).__name__}: {e}). Remove {storage.path(key, 'checkpoint')} to start the run anew.") from e
+    except Exception as e: raise RuntimeError(f"the checkpoint cannot be read ({type(e).__name__}). Remove {storage.path(key, 'checkpoint')} to start the run anew.") from e

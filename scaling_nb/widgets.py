@@ -6,7 +6,7 @@
 __all__ = ['FollowedRun', 'RunTail', 'Progress', 'status_text', 'failure_lines', 'live_chart', 'RunWidget', 'curve_bytes',
            'in_kernel', 'RunView']
 
-# %% ../nbs/10_widgets.ipynb #ade6b454
+# %% ../nbs/10_widgets.ipynb #e99b2090
 import html
 import json
 import math
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from .charts import _budget_scales, _faded, _log, budget_colors, budget_names, frame_html, offline_renderer, plot_curves, thin_curve, vega_js
+from .charts import _budget_scales, _faded, _log, budget_colors, budget_names, frame_html, offline_renderer, plot_curves, smooth_curve, thin_curve, vega_js
 from .laws import sci_format, si_format
 from .records import QUIET_S, open_storage
 from .sweep import format_seconds
@@ -204,7 +204,7 @@ def _poll(self) -> list:  # Ids of the runs that changed
 
 RunTail._poll_run, RunTail.poll = _poll_run, _poll
 
-# %% ../nbs/10_widgets.ipynb #bc789a94
+# %% ../nbs/10_widgets.ipynb #14478483
 def _tail_frame(self) -> pd.DataFrame:
     "One row a run, in the order of budgets and sizes."
     rows = [dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], C=r.about["C"], state=r.state, progress=r.share,
@@ -213,16 +213,10 @@ def _tail_frame(self) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["budget", "N"], ignore_index=True)
 
 
-def _tail_curves(self, points: int = 120) -> pd.DataFrame:
+def _tail_curves(self) -> pd.DataFrame:
     "The curves as `plot_curves` takes them."
-    parts = []
-    for r in list(self.runs.values()):
-        if not r.steps:
-            continue
-        at = thin_curve(r.tokens, points)
-        tokens = np.asarray(r.tokens, float)[at]
-        parts.append(pd.DataFrame(dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], state=r.state, final=r.final, reason=r.reason,
-                                       mock=r.about["mock"], step=np.asarray(r.steps)[at], tokens=tokens, flops=tokens * (r.about["C"] / r.about["D"]), loss=np.asarray(r.losses, float)[at])))
+    parts = [pd.DataFrame(dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], state=r.state, final=r.final, reason=r.reason, mock=r.about["mock"],
+                               step=r.steps, tokens=np.asarray(r.tokens, float), flops=np.asarray(r.tokens) * (r.about["C"] / r.about["D"]), loss=r.losses)) for r in list(self.runs.values()) if r.steps]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run_id", "budget", "size", "N", "D", "state", "final", "reason", "mock", "step", "tokens", "flops", "loss"])
 
 
@@ -312,15 +306,15 @@ class RunWidget(anywidget.AnyWidget):
             self.keys = [*self.keys, f"c{k}"]
         setattr(self, f"c{k}", data)
 
-# %% ../nbs/10_widgets.ipynb #5b9d4ee4
+# %% ../nbs/10_widgets.ipynb #211ab3d0
 def curve_bytes(
     tokens,           # (R,)
     losses,           # (R,)
     points: int,      # At most so many points
 ) -> bytes:           # float32: x, then y
-    "A curve for the wire."
+    "A curve for the wire, smoothed and thinned."
     at = thin_curve(tokens, points)
-    return np.concatenate([np.asarray(tokens, "f4")[at], np.asarray(losses, "f4")[at]]).tobytes()
+    return np.concatenate([np.asarray(tokens, "f4")[at], smooth_curve(tokens, losses).astype("f4")[at]]).tobytes()
 
 # %% ../nbs/10_widgets.ipynb #1f4b9e47
 def in_kernel() -> bool:

@@ -127,6 +127,12 @@ def test_same_seed_same_model_and_a_state_dict_goes_round():
     for m in (c, d): assert torch.equal(m(x), a(x))
     assert c.tied is False and pickle.loads(pickle.dumps(GPT(16, tied=True))).tied
 
+def test_a_meta_model_can_be_filled():
+    torch.manual_seed(5); a = on_meta(16).to_empty(device="cpu"); a.init_weights()
+    b = GPT(16); torch.manual_seed(5); b.init_weights(); x = torch.randint(256, (2, 64))
+    for m in (a, b): torch.nn.init.ones_(m.head.weight[:5]); m.eval()
+    assert torch.equal(a.cos, b.cos) and torch.equal(a(x), b(x))
+
 def test_learns_text_better_than_its_frequencies():
     text = stdlib_text(); data = TokenWindows(byte_tokens(text.train[:300_000]), 64)
     torch.manual_seed(0); m = GPT(16, vocab=128); opt = torch.optim.AdamW(m.parameters(), lr=1e-2, betas=(.9, .95), weight_decay=0)

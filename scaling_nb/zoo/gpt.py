@@ -17,13 +17,14 @@ def rms_norm(
     "Scale the last dimension to unit root mean square; no parameters."
     return F.rms_norm(x, (x.shape[-1],))
 
-# %% ../../nbs/zoo/gpt.ipynb #7e9379c6
+# %% ../../nbs/zoo/gpt.ipynb #c809e2f1
 def rotary_tables(
-    seq_len: int,           # Positions
-    head_dim: int,          # Width of one head, even
-    base: float = 10_000.,  # The slowest pair turns about 1/base radians a token
-) -> tuple:                 # (cos, sin), each (seq_len, head_dim); `sin` carries the sign of its half
+    seq_len: int,               # Positions
+    head_dim: int,              # Width of one head, even
+    base: float | None = None,  # Pair i turns base**(-2i/head_dim) radians a token; 10*seq_len when None
+) -> tuple:                     # (cos, sin), each (seq_len, head_dim); `sin` carries the sign of its half
     "The tables that `rotate` reads."
+    base = 10*seq_len if base is None else base
     angle = torch.arange(seq_len)[:, None] * base**(-torch.arange(0, head_dim, 2)/head_dim)
     return torch.cat([angle.cos(), angle.cos()], -1), torch.cat([-angle.sin(), angle.sin()], -1)
 
@@ -85,7 +86,7 @@ class Block(nn.Module):
         x = x + self.attn(rms_norm(x), cos, sin)
         return x + self.mlp(rms_norm(x))
 
-# %% ../../nbs/zoo/gpt.ipynb #de412a27
+# %% ../../nbs/zoo/gpt.ipynb #113e8a3e
 class GPT(nn.Module):
     """A decoder-only language model whose one size is its width: pre-norm, rotary, QK-norm, no biases.
 
@@ -108,16 +109,15 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio, activation) for _ in range(depth)])
         self.head = nn.Linear(width, vocab, bias=False)
         if tied: self.head.weight = self.embed.weight
-        cos, sin = rotary_tables(seq_len, width//heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        for name in ("cos", "sin"): self.register_buffer(name, torch.empty(seq_len, width//heads), persistent=False)
         self.init_weights()
 
     @property
     def tied(self) -> bool: return self.head.weight is self.embed.weight
 
     def init_weights(self):
-        "Unit-variance embeddings, 1/sqrt(fan_in) for what reads the stream, zero for what writes to it and for an untied head."
+        "Unit-variance embeddings, 1/sqrt(fan_in) for what reads the stream, zero for what writes to it and for an untied head; and the rotary tables."
+        for table, values in zip((self.cos, self.sin), rotary_tables(self.seq_len, self.width//self.heads)): table.copy_(values)
         nn.init.normal_(self.embed.weight, std=self.width**-0.5 if self.tied else 1.)
         if not self.tied: nn.init.zeros_(self.head.weight)
         for name, m in self.blocks.named_modules():

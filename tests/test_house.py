@@ -1,0 +1,150 @@
+"""The house: one source of versions, who may import whom, a light import, a whole wheel."""
+import ast
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT/"scaling_nb"
+RUNNING = {"contracts", "flops", "sweep", "records", "training", "scheduling"}
+LAW = {"laws", "fitting", "allocation"}
+ORDER = {  # module -> what it may import of the package
+    "contracts": set(), "flops": {"contracts"}, "sweep": {"contracts", "flops"}, "records": {"contracts", "flops", "sweep"},
+    "training": {"contracts", "flops", "sweep", "records"}, "scheduling": {"contracts", "flops", "sweep", "records", "training"},
+    "laws": set(), "fitting": {"laws"}, "allocation": {"laws", "fitting"},
+    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
+    "zoo.gpt": set(), "zoo.data": set(),
+}
+
+
+def settings():
+    c = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    c.read(ROOT/"settings.ini")
+    return c["DEFAULT"]
+
+
+def modules(): return {str(p.relative_to(PACKAGE).with_suffix("")).replace(os.sep, "."): p for p in PACKAGE.rglob("*.py") if not p.name.startswith("_")}
+
+
+def top_level_imports(path):
+    "(names of package modules, names of outside packages) imported when the module is."
+    own, outside = set(), set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level: own.add(node.module)
+        elif isinstance(node, ast.ImportFrom): outside.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import): outside |= {a.name.split(".")[0] for a in node.names}
+    return own, outside
+
+
+def test_who_may_import_whom():
+    assert set(modules()) == set(ORDER), "a new module needs its place in this table"
+    for name, path in modules().items():
+        own, outside = top_level_imports(path)
+        assert own <= ORDER[name], f"{name} must not import {own - ORDER[name]}"
+        if name not in ("training", "scheduling") and not name.startswith("zoo"): assert not outside & {"torch", "ray"}, f"{name} must not import torch or ray at module level"
+        assert not outside & {"nbdev", "fastcore"}, name
+        if name in LAW: assert outside <= {"numpy", "scipy", "pandas", *sys.stdlib_module_names}, f"{name} imports {outside}"
+
+
+def test_the_halves_meet_in_storage_only():
+    for name, path in modules().items():
+        text = path.read_text()
+        other = LAW if name in RUNNING else RUNNING if name in LAW else set()
+        for module in other: assert not re.search(rf"from \.{module} import|scaling_nb\.{module}\b", text), f"{name} reaches into {module}"
+
+
+def run(code, **kw): return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **kw).stdout
+
+
+def test_import_is_light():
+    loaded = run("import sys, scaling_nb; scaling_nb.__version__; print([m for m in ('torch', 'ray', 'altair', 'pandas', 'numpy', 'scipy', 'IPython') if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    assert run("import scaling_nb\nfor n in scaling_nb.__all__: getattr(scaling_nb, n)\nprint('ok')").strip() == "ok"
+    assert run("import scaling_nb\ntry: scaling_nb.nonsense\nexcept AttributeError as e: print(e)").strip() == "module 'scaling_nb' has no attribute 'nonsense'"
+
+
+def test_a_fit_needs_neither_torch_nor_ray():
+    code = """
+import sys
+for m in ('torch', 'ray'): sys.modules[m] = None          # an import of them would raise
+import numpy as np
+from scaling_nb import ChinchillaLaw, fit_law
+law = ChinchillaLaw(1.69, 406.4, 410.7, .34, .28)
+C = np.repeat([1e18, 1e19, 1e20], 7); N = np.concatenate([law.optimum(c)[0]*np.geomspace(1/8, 4, 7) for c in C[::7]])
+print(round(fit_law(N, C/(6*N), law.loss(N, C/(6*N))).law.alpha, 6))
+import scaling_nb.study, scaling_nb.charts, scaling_nb.widgets
+"""
+    assert run(code).strip() == "0.34"
+
+
+def test_environment_agrees_with_settings():
+    lines = [x.strip().removeprefix("- ") for x in (ROOT/"environment.yml").read_text().splitlines()]
+    assert set(settings()["requirements"].split()) <= set(lines)
+    assert f"python>={settings()['min_python']}" in lines
+    assert len([x for x in lines if re.match(r"[a-z]", x) and ":" not in x]) == len(settings()["requirements"].split()) + 3   # and conda-forge, python, pip
+
+
+def test_constraints_satisfy_settings():
+    from packaging.requirements import Requirement
+    pins = {}
+    for line in (ROOT/"constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            r = Requirement(line)
+            if r.marker is None or r.marker.evaluate(): pins[r.name.lower().replace("_", "-")] = next(iter(r.specifier)).version
+    for q in settings()["requirements"].split() + settings()["dev_requirements"].split():
+        r = Requirement(q)
+        assert r.name.lower() in pins, f"{r.name} is not pinned in constraints.txt"
+        assert r.specifier.contains(pins[r.name.lower()]), f"{q} but constraints.txt pins {pins[r.name.lower()]}"
+
+
+def test_version_is_that_of_settings():
+    assert run("import scaling_nb; print(scaling_nb.__version__)").strip() == settings()["version"]
+
+
+def test_exported_modules_are_in_step_with_their_notebooks(tmp_path):
+    "`make test` runs tools/check_tree.py before; here we see that it notices."
+    src = tmp_path/"repo"
+    subprocess.run(["cp", "-r", *[str(ROOT/n) for n in ("settings.ini", "setup.py", "pyproject.toml", "nbs", "scaling_nb", "tools", "README.md")], "."], cwd=_made(src), check=True)
+    check = lambda: subprocess.run([sys.executable, "tools/check_tree.py"], cwd=src, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(src)})
+    first = check()
+    assert first.returncode == 0, first.stdout + first.stderr
+    module = src/"scaling_nb"/"laws.py"
+    module.write_text(module.read_text() + "\n# edited by hand\n")
+    again = check()
+    assert again.returncode == 1 and "scaling_nb/laws.py" in again.stdout
+
+
+def _made(p): p.mkdir(parents=True); return p
+
+
+def test_wheel_holds_every_module(tmp_path):
+    subprocess.run(["cp", "-r", *[str(ROOT/n) for n in ("settings.ini", "setup.py", "pyproject.toml", "scaling_nb", "README.md", "LICENSE")], "."], cwd=_made(tmp_path/"src"), check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tmp_path/"src")], check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
+    assert wanted <= names, wanted - names
+    meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
+    assert f"Version: {settings()['version']}" in meta and "Requires-Dist: nbdev" in meta and 'extra == "dev"' in meta and "Requires-Python: >=3.10" in meta
+
+
+def test_no_stored_output_has_an_error_a_path_or_a_url_to_a_cdn():
+    for nb in (ROOT/"nbs").rglob("*.ipynb"):
+        if "checkpoint" in str(nb) or "outputs" in nb.parts: continue
+        text = json.dumps([c.get("outputs", []) for c in json.loads(nb.read_text())["cells"]])
+        for bad in ("cdn.jsdelivr", "unpkg.com", "/work/", "/home/", "/tmp/", '"output_type": "error"'): assert bad not in text, f"{nb.name} stores {bad}"
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lab"])
+def test_readme_commands_are_make_targets(target):
+    assert f"make {target}" in (ROOT/"README.md").read_text() and re.search(rf"^{target}:", (ROOT/"Makefile").read_text(), re.M)
