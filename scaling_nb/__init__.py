@@ -15,7 +15,7 @@ _NAMES = {
     "laws": "ChinchillaLaw IsoFlopParabola PowerLaw",
     "fitting": "FitResult FitStatus IsoFlopFit bootstrap_fit fit_isoflop fit_law fit_power_law",
     "allocation": "Allocation compute_optimal",
-    "charts": "plot_curves plot_isoflop plot_loss plot_optimum plot_plan plot_residuals",
+    "charts": "plot_curves plot_isoflop plot_loss plot_optimum plot_plan plot_residuals plot_runs",
     "widgets": "RunView",
     "study": "Study find_optimal load_study",
 }

@@ -269,16 +269,18 @@ def _fit_warnings(fit, replicates, N_int, n_boot, bias):
         out.append((5, f"{100 * share:.0f} % of the replicates rest on a bound."))
     return out
 
-# %% ../nbs/08_allocation.ipynb #bd971bb7
-def _disagreement(estimates, spread, method, N_int):
-    "A warning where the other method lies outside the interval, or far off: (severity, sentence)"
+# %% ../nbs/08_allocation.ipynb #8d52e6fb
+def _disagreement(estimates, spread, method, N_int, losses, loss_int):
+    "Warnings where the other method lies outside the interval, or far off: (severity, sentence)"
     if spread is None:
         return []
-    other = next(n for m, n in estimates.items() if m != method)
-    outside = N_int is not None and not N_int[0] <= other <= N_int[1]
+    out, other = [], next(m for m in estimates if m != method)
+    outside = N_int is not None and not N_int[0] <= estimates[other] <= N_int[1]
     if spread > 1.25 or outside and spread > 1.1:
-        return [(3, f"The two methods differ by {spread:.2f}x in N*" + (", more than the interval says." if outside else "."))]
-    return []
+        out.append((3, f"The two methods differ by {spread:.2f}x in N*" + (", more than the interval says." if outside else ".")))
+    if loss_int is not None and losses[other] is not None and not loss_int[0] <= losses[other] <= loss_int[1]:
+        out.append((3, f"The two methods give the loss as {losses[method]:.3f} and {losses[other]:.3f} nats, further apart than the interval says: quote the range."))
+    return out
 
 # %% ../nbs/08_allocation.ipynb #2487d61a
 def _second_opinion(fit):
@@ -302,7 +304,7 @@ def compute_optimal(
     "Split `C` FLOPs into parameters and tokens. ValueError where no optimum can be read off the runs"
     return _allocate(fit, [C], isoflop, level, seed_noise, n_boot, seed)[0]
 
-# %% ../nbs/08_allocation.ipynb #35e1bd91
+# %% ../nbs/08_allocation.ipynb #959b3e0e
 def _allocate(fit, budgets, isoflop, level, seed_noise, n_boot, seed):
     "An Allocation per budget; the replicates are drawn once"
     budgets = np.asarray(budgets, float)
@@ -323,9 +325,10 @@ def _statement(C, known, method, said, replicates, level, n_boot):
     D = float(C / fit.flops_per_token(N))
     bias = _line_bias(fit, known)
     N_int, D_int, loss_int = _intervals(fit, C, N, loss, replicates, level, bias)
-    estimates = {m: _point(f, C)[0] for m, f in known.items()}
+    points = {m: _point(f, C) for m, f in known.items()}
+    estimates, losses = ({m: p[i] for m, p in points.items()} for i in (0, 1))
     spread = max(estimates.values()) / min(estimates.values()) if len(estimates) > 1 else None
-    found = said + _reach_warnings(fit, C, N, D) + _fit_warnings(fit, replicates, N_int, n_boot, bias) + _disagreement(estimates, spread, method, N_int)
+    found = said + _reach_warnings(fit, C, N, D) + _fit_warnings(fit, replicates, N_int, n_boot, bias) + _disagreement(estimates, spread, method, N_int, losses, loss_int)
     return Allocation(C=C, N=N, D=D, tokens_per_param=D / N, loss=loss, N_interval=N_int, D_interval=D_int, loss_interval=loss_int, level=level, method=method,
                       estimates=estimates, method_spread=spread, extrapolation=C / float(fit.C.max()), mock=fit.mock,
                       warnings=tuple(w for _, w in sorted(found, key=lambda v: v[0])))

@@ -190,7 +190,7 @@ def _lin_domain(values, pad=.08) -> list:
     margin = pad * (v.max() - v.min()) or .05 * abs(v.max()) or 1.0
     return [float(f"{v.min() - margin:.5g}"), float(f"{v.max() + margin:.5g}")]
 
-# %% ../nbs/09_charts.ipynb #7a1b1ff7
+# %% ../nbs/09_charts.ipynb #652eba78
 class _Names(dict):
     def __missing__(self, budget):
         return "unknown"
@@ -207,7 +207,7 @@ def budget_names(
             break
     return _Names(zip(values, names))
 
-
+# %% ../nbs/09_charts.ipynb #c4387e8c
 def _budget_scales(budgets, name="budgets"):
     "Names, colour and shape of the budgets, smallest first, and a selection: a click in the legend picks budgets."
     names = budget_names(budgets)
@@ -314,7 +314,7 @@ def plot_plan(
     table = table.assign(budget=table.budget.map(names), N_min=table.N_min.map(si_format), N_max=table.N_max.map(si_format))
     return _finish(alt.layer(*layers), f"{runs} runs on {len(set(frame.budget))} budgets, {sci_format(plan.total_flops, 2)} FLOPs in all", reasons, table=table)
 
-# %% ../nbs/09_charts.ipynb #88864bb4
+# %% ../nbs/09_charts.ipynb #7abef96b
 _RUN_COLUMNS = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "wall_s", "flops_measured", "attempt", "reason", "mock", "recipe"]
 
 
@@ -335,7 +335,7 @@ def run_points(
         frame["tokens_per_param"] = frame["D"] / frame["N"]
     return frame.sort_values(["budget", "N"], ignore_index=True)
 
-
+# %% ../nbs/09_charts.ipynb #b18bbe70
 def _failed_layer(frame, x, top, color, names):
     "Crosses along the upper edge for the runs that failed."
     told, tips = _told(frame.assign(loss=np.nan, at=top), names)
@@ -396,7 +396,7 @@ def smooth_curve(
     start = np.minimum(np.searchsorted(tokens, (1 - share) * tokens), end - 1)
     return (total[end] - total[start]) / (end - start)
 
-# %% ../nbs/09_charts.ipynb #f7a42035
+# %% ../nbs/09_charts.ipynb #77afdc13
 def curves_frame(
     source,             # Storage, path or URL; or a frame with run_id, tokens, loss and what is known of the runs
     ids=None,           # Only these runs
@@ -411,7 +411,7 @@ def curves_frame(
     parts = [g.assign(loss=smooth_curve(g.tokens, g.loss, smooth)).iloc[thin_curve(g.tokens, points)] for _, g in frame.groupby("run_id", sort=False)]
     return pd.concat(parts, ignore_index=True) if parts else frame.copy()
 
-
+# %% ../nbs/09_charts.ipynb #bc1324fe
 def _stored_curves(storage, ids=None) -> pd.DataFrame:
     from scaling_nb.records import open_storage, runs_frame
     storage = open_storage(storage)
@@ -564,7 +564,7 @@ def optimum_path(
     "The optimum and its interval, from the smallest budget to `C`. ValueError where no optimum can be read off the runs."
     return _path(fit, C, isoflop, level, seed_noise, n_boot, seed, points).copy()
 
-# %% ../nbs/09_charts.ipynb #25dcb2e7
+# %% ../nbs/09_charts.ipynb #c4c6fdff
 _ANSWER = "#12938a"   # the colour of what is concluded; no budget has it
 
 
@@ -575,8 +575,10 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
     scale = alt.Scale(type="log", domain=domain, nice=False) if log else alt.Scale(domain=domain, nice=False)
     y = _log(alt.Y, column, title, domain) if log else alt.Y(f"{column}:Q", title=title, scale=scale)
     low, high = alt.Y(f"{column}_low:Q", title=title, scale=scale), alt.Y2(f"{column}_high:Q")
-    text = frame.assign(**{"C ": [sci_format(v) + " FLOPs" for v in frame.C], "best ": [si_format(v) if log else f"{v:.4f}" for v in frame[column]],
-                           "interval ": [f"{si_format(lo) if log else f'{lo:.4f}'} to {si_format(hi) if log else f'{hi:.4f}'}" if lo == lo else "none" for lo, hi in zip(frame[f"{column}_low"], frame[f"{column}_high"])]})
+    show = si_format if log else "{:.4f}".format
+    ends = zip(frame[f"{column}_low"], frame[f"{column}_high"])
+    text = frame.assign(**{"C ": [sci_format(v) + " FLOPs" for v in frame.C], "best ": [show(v) for v in frame[column]],
+                           "interval ": [f"{show(lo)} to {show(hi)}" if math.isfinite(lo) else "none" for lo, hi in ends]})
     data = _data(text[["C", column, f"{column}_low", f"{column}_high", "extrapolated", "C ", "best ", "interval "]])
     base, layers = alt.Chart(data), []
     top = frame.C[~frame.extrapolated].max()
@@ -596,7 +598,7 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
         layers += _budget_dots(dots, column, x, y, names)
     return alt.layer(*layers)
 
-
+# %% ../nbs/09_charts.ipynb #ab5029bf
 def _budget_dots(dots, column, x, y, names):
     "The minima of the budgets, with their intervals where there are any."
     names_, color, shape, _ = _budget_scales(names)
@@ -606,7 +608,7 @@ def _budget_dots(dots, column, x, y, names):
         layers.append(base.mark_rule(strokeWidth=2).encode(x, y, alt.Y2(f"{column}_high:Q"), color).encode(y=alt.Y(f"{column}_low:Q")))
     return [*layers, base.mark_point(filled=True, size=70, opacity=1).encode(x, y, color, shape, tooltip=tips)]
 
-# %% ../nbs/09_charts.ipynb #c11de2ee
+# %% ../nbs/09_charts.ipynb #8519a035
 def _minima(isoflop) -> pd.DataFrame:
     "The budgets' own minima with 90 % intervals."
     b = isoflop.budgets[isoflop.budgets["status"] == "ok"]
@@ -614,7 +616,7 @@ def _minima(isoflop) -> pd.DataFrame:
     return pd.DataFrame({"budget": b.budget, "C": b.budget, "N": b.N_opt, "N_low": b.N_opt / spread, "N_high": b.N_opt * spread,
                          "D": b.D_opt, "D_low": b.D_opt / spread, "D_high": b.D_opt * spread, "loss": b.L_min})
 
-
+# %% ../nbs/09_charts.ipynb #4881a60a
 def _isoflop_of(fit, isoflop=None):
     "The IsoFLOP fit that goes with a fit: itself, the one given, or one of the same runs; None where the runs lie on no budgets."
     if hasattr(fit, "line"):
@@ -641,7 +643,7 @@ def _other_line(fit, isoflop, method, C):
         D = np.asarray(C) / isoflop.flops_per_token(N)
     return pd.DataFrame({"C": C, "N": N, "D": D})
 
-# %% ../nbs/09_charts.ipynb #1953f735
+# %% ../nbs/09_charts.ipynb #6f5a779f
 def _spread_text(low, high, level, show=si_format) -> str:
     return f" ({100 * level:g} %: {show(low)} to {show(high)})" if math.isfinite(low) else " (no interval)"
 
@@ -651,7 +653,7 @@ def _no_answer(fit, why):
     empty = alt.Chart(alt.Data(values=[{"says": why}])).mark_text(align="left", x=0).encode(text="says:N").properties(width=460, height=40)
     return _finish(alt.layer(empty), "No optimum can be read off these runs", mock=fit.mock)
 
-
+# %% ../nbs/09_charts.ipynb #1d121df6
 def plot_optimum(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs; ten times the largest budget when None
@@ -684,14 +686,14 @@ def plot_optimum(
     return _finish(alt.hconcat(*panels, spacing=30), f"N* grows as C^{a:.2f}, D* as C^{b:.2f}",
                    f"at {sci_format(last.C)} FLOPs: N* = {si_format(last.N)}{_spread_text(last.N_low, last.N_high, level)}, D* = {si_format(last.D)}", note, table=table, mock=fit.mock)
 
-# %% ../nbs/09_charts.ipynb #c0a54cfe
+# %% ../nbs/09_charts.ipynb #695b2cc6
 def _runs_of(fit) -> pd.DataFrame:
     "The runs that a fit was made from."
     group = fit.group if hasattr(fit, "group") else budget_groups(fit.C)
     budget = pd.Series(fit.C).groupby(group).transform(lambda v: math.exp(np.log(v).mean())).to_numpy()
     return pd.DataFrame(dict(budget=budget, N=fit.N, D=fit.D, C=fit.C, loss=fit.L, tokens_per_param=fit.D / fit.N))
 
-
+# %% ../nbs/09_charts.ipynb #9f51248c
 def loss_frame(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs
@@ -704,7 +706,7 @@ def loss_frame(
     "The lowest loss that compute buys, with its interval."
     return optimum_path(fit, C, isoflop, level, seed_noise, n_boot, seed)[["C", "loss", "loss_low", "loss_high", "method", "extrapolated"]]
 
-# %% ../nbs/09_charts.ipynb #e0f83ff2
+# %% ../nbs/09_charts.ipynb #0ea7c470
 def _trend(fit, isoflop, method) -> tuple:
     "(exponent, floor) of the lowest loss against compute; NaN where unknown."
     if method == "isoflop":
@@ -713,7 +715,7 @@ def _trend(fit, isoflop, method) -> tuple:
     law = fit.law
     return -law.alpha * law.beta / (law.alpha + law.beta), law.E
 
-
+# %% ../nbs/09_charts.ipynb #4be54062
 def plot_loss(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs; ten times the largest budget when None
@@ -823,7 +825,7 @@ def vega_js(
         pass
     return bundle
 
-# %% ../nbs/09_charts.ipynb #89ee5d25
+# %% ../nbs/09_charts.ipynb #ddca68ef
 def chart_html(
     spec: dict,       # A Vega-Lite spec
     svg: str = None,  # Its picture, where it is known already
@@ -840,19 +842,20 @@ _DRAW = """addEventListener("DOMContentLoaded", () => { for (const f of document
     actions: {export: true, source: false, compiled: false, editor: false}})
     .then(() => { still.remove(); live.style.display = ""; f.dataset.drawn = 1 }).catch(e => console.error(e)) } })"""
 
-
+# %% ../nbs/09_charts.ipynb #e7cc474e
 def page_scripts() -> str:
     "The scripts that make the charts of a page interactive; Vega once, nothing fetched."
     return f"<script>(()=>{{{vega_js().replace('</script', '<' + chr(92) + '/script')}}})();</script>\n<script>{_DRAW}</script>"
 
-# %% ../nbs/09_charts.ipynb #c917e91c
+# %% ../nbs/09_charts.ipynb #d7d7d04a
 PAGE_CSS = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--tint:#f6f8fa;--paper:#fff;--link:#0b62c4;--warn:#9a5b00}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3acb8;--line:#343b45;--tint:#1b2027;--paper:#111418;--link:#6cb0ff;--warn:#e8b05a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
 main{max-width:920px;margin:0 auto;padding:2.5rem 1.25rem 5rem}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4em;letter-spacing:-.01em}h2{font-size:1.35rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid var(--line)}h3{font-size:1.1rem;margin:1.8em 0 .5em}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4em;letter-spacing:-.01em}
+h2{font-size:1.35rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid var(--line)}h3{font-size:1.1rem;margin:1.8em 0 .5em}
 p,ul,ol{margin:.7em 0}a{color:var(--link)}blockquote{margin:.4em 0 1.6em;padding:0;color:var(--soft);font-size:1.1rem}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
 code{background:var(--tint);padding:.12em .35em;border-radius:4px}
@@ -862,12 +865,13 @@ table{border:0;border-collapse:collapse;margin:1em 0;font-size:.9rem;font-varian
 th,td{padding:.35em .8em;text-align:right;border:0;border-bottom:1px solid var(--line);white-space:nowrap}thead th{border-bottom:2px solid var(--line);font-weight:600;color:var(--soft)}
 .snb-chart{margin:1.6em 0;overflow-x:auto}.snb-chart svg{max-width:100%;height:auto;overflow:visible}
 .snb-chart svg text[fill="#787878"]{fill:var(--soft)}.snb-chart .role-title-text text{fill:var(--ink)!important}
-.snb-chart .vega-embed{padding-right:0}.snb-chart .vega-embed summary{opacity:.35!important;background:none;border:0;box-shadow:none;right:0}.snb-chart .vega-embed summary svg{fill:var(--soft);stroke:var(--soft)}
+.snb-chart .vega-embed{padding-right:0}
+.snb-chart .vega-embed summary{opacity:.35!important;background:none;border:0;box-shadow:none;right:0}.snb-chart .vega-embed summary svg{fill:var(--soft);stroke:var(--soft)}
 footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}
 @media print{.vega-embed summary{display:none!important}main{max-width:none}}
 """
 
-# %% ../nbs/09_charts.ipynb #da373551
+# %% ../nbs/09_charts.ipynb #05dc740e
 def frame_html(
     frame: pd.DataFrame,
 ) -> str:
@@ -884,7 +888,7 @@ def frame_html(
         return str(v)
     return pd.DataFrame({c: [cell(c, v) for v in frame[c]] for c in frame}, dtype=object).to_html(index=False, border=0, escape=True)
 
-
+# %% ../nbs/09_charts.ipynb #163c5045
 def _part(x) -> str:
     "HTML of one part of a page: text that is HTML already, a chart, a frame, anything that shows itself."
     if isinstance(x, str):
@@ -899,7 +903,7 @@ def _part(x) -> str:
         return x._repr_html_()
     return f'<pre class="out">{html.escape(repr(x))}</pre>'
 
-
+# %% ../nbs/09_charts.ipynb #4683dc01
 def html_page(
     title: str,          # Of the page
     parts: list,         # HTML, Altair charts, frames, objects that show themselves

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# %% ../nbs/00_contracts.ipynb #06301e35
+# %% ../nbs/00_contracts.ipynb #792f5b7d
 @dataclass(frozen=True)
 class Problem:
     "What stays the same in every run of a study: a model of any size, data, and a loss."
@@ -30,7 +30,7 @@ class Problem:
     model_kwargs: dict = field(default_factory=dict)  # Arguments of the model that do not change with size
     tokens_per_sample: int | None = None           # Tokens one sample trains on; read off a batch when None
     val_fraction: float = 0.05                     # Share of `data` held out when there is no `val_data`
-    val_samples: int = 8192                        # At most so many held-out samples are evaluated, always the same ones in the same order
+    val_samples: int = 8192                        # At most so many held-out samples are evaluated, evenly spaced, the same for every run
     unwrap: bool = True                            # Where the model returns a tuple, or an object with `.logits`: give `loss_fn` the logits alone
     seed: int = 0                                  # Seeds the held-out split
 

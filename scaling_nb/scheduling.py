@@ -222,7 +222,7 @@ class _Pool:
     def close(self):
         for worker in [*self.idle, *(w for _, w in self.busy.values())]: self.ray.kill(worker)
 
-# %% ../nbs/05_scheduling.ipynb #99b268b8
+# %% ../nbs/05_scheduling.ipynb #35e072ee
 def _cause(e) -> str:
     "The last line of an error that holds another process's traceback."
     return ([x.strip() for x in str(e).splitlines() if "Error" in x] or [str(e).split("\n")[0]])[-1][:300]
@@ -231,7 +231,9 @@ def _pickled(problem: Problem) -> bytes:
     "The problem, with classes of the notebook by value."
     from ray import cloudpickle
     try: return cloudpickle.dumps(problem)
-    except Exception as e: raise TypeError(f"The problem must be picklable to reach the workers, but {type(e).__name__}: {e}. Look for open files, locks or generators in the data set, the model class or the loss.") from e
+    except Exception as e:
+        raise TypeError(f"The problem must be picklable to reach the workers, but {type(e).__name__}: {e}. "
+                        "Look for open files, locks or generators in the data set, the model class or the loss.") from e
 
 def _train_all(pool, todo, args, storage, on_change, lost):
     "Run everything in `todo` on the pool; `lost` counts the workers that each run has lost."

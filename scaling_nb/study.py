@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Study', 'find_optimal', 'load_study']
 
-# %% ../nbs/11_study.ipynb #2a452bc7
+# %% ../nbs/11_study.ipynb #351e674f
 import warnings
 from functools import cached_property
 
 import pandas as pd
 
-from .allocation import Allocation, compute_optimal
+from .allocation import Allocation, compute_optimal, optimum_frame
 from .fitting import fit_isoflop, fit_law
 from .laws import si_format
 from .records import open_storage, runs_frame
@@ -68,35 +68,36 @@ def _try_fit(study: Study, which: str, fit):
         return fit(study.runs)
     except ValueError as e: study.reasons[which] = str(e)
 
-# %% ../nbs/11_study.ipynb #b5ebcda3
+# %% ../nbs/11_study.ipynb #aab9a6a5
 def _predict(self,
     C: float,             # Compute to spend, FLOPs
     level: float = .9,    # Of the intervals
     **kw,                 # To `compute_optimal`
 ) -> Allocation:
     "How big, how much data and which loss at `C`, with intervals and what to distrust. Raises ValueError when neither estimator could be fitted."
-    fit, line = self.surface, self.isoflop
-    if fit is None and line is None:
-        raise ValueError(f"A prediction needs a fit, but there is none. Surface: {self.reasons['surface']}. IsoFLOP: {self.reasons['isoflop']}. Look at `study.frame` for runs that failed.")
+    fit = self._primary()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return compute_optimal(fit if fit is not None else line, C, isoflop=line if fit is not None else None, level=level, **kw)
+        return compute_optimal(fit, C, isoflop=self.isoflop if fit is self.surface else None, level=level, **kw)
+
+def _primary(self):
+    "The fit to ask: the surface where there is one, with the IsoFLOP line beside it, else the line."
+    if self.surface is None and self.isoflop is None:
+        raise ValueError(f"A prediction needs a fit, but there is none. Surface: {self.reasons['surface']}. IsoFLOP: {self.reasons['isoflop']}. Look at `study.frame` for runs that failed.")
+    return self.surface if self.surface is not None else self.isoflop
 
 def _chinchilla_table(self,
     budgets=None,  # FLOPs; the study's own and 10, 100 times its largest when None
 ) -> pd.DataFrame:
-    "The answer as a table, one row a budget: N*, D*, their ratio, the loss, and the interval of N*."
-    top = sorted(self.runs.budget.unique())
-    rows = []
-    for C in (budgets if budgets is not None else [*top, 10*top[-1], 100*top[-1]]):
-        a = self.predict(float(C))
-        lo, hi = a.N_interval or (float("nan"), float("nan"))
-        rows.append(dict(C=float(C), N=a.N, D=a.D, tokens_per_param=a.tokens_per_param, loss=a.loss, N_low=lo, N_high=hi, extrapolation=a.extrapolation, method=a.method))
-    return pd.DataFrame(rows)
+    "The answer as a table, one row a budget: N*, D*, their ratio and the loss, each with its 90 % interval."
+    fit, top = self._primary(), sorted(self.runs.budget.unique())
+    table = optimum_frame(fit, [float(C) for C in (budgets if budgets is not None else [*top, 10*top[-1], 100*top[-1]])], isoflop=self.isoflop if fit is self.surface else None)
+    table.insert(3, "tokens_per_param", table.D/table.N)
+    return table
 
-Study.predict, Study.chinchilla_table = _predict, _chinchilla_table
+Study.predict, Study._primary, Study.chinchilla_table = _predict, _primary, _chinchilla_table
 
-# %% ../nbs/11_study.ipynb #cb079c29
+# %% ../nbs/11_study.ipynb #eccb5132
 def _doubts(self) -> list:
     "What a reader should distrust about the runs themselves."
     f, out = self.frame, []
@@ -110,18 +111,23 @@ def _doubts(self) -> list:
     unique = self.info.get("unique_tokens")
     if unique and len(self.runs):
         most = self.runs.D.max()/unique
-        if most > 4: out.append(f"the longest run passed {most:.1f} times over the data: past four passes, repeated tokens are worth less than new ones")
+        if most > 4 and not self.mock: out.append(f"the longest run passed {most:.1f} times over the data: past four passes, repeated tokens are worth less than new ones")
     return out
 
 Study.doubts = property(_doubts)
 
-# %% ../nbs/11_study.ipynb #b5e868a3
+# %% ../nbs/11_study.ipynb #679f5430
+def _verdict(fit) -> str:
+    "A fit in a line: its message, and of a surface how sure the optimizer is."
+    if not hasattr(fit, "share_best") or fit.law is None: return fit.message
+    return f"{fit.status.value.split(':')[0]}, {fit.share_best:.0%} of the starts agree, residuals of {fit.rms:.2g} in the log of the loss, condition {fit.condition:.3g}; {fit.message}"
+
 def _repr(self):
     n, done = len(self.frame), len(self.runs)
     lines = [f"Study of {self.name} in {self.storage.url}: {done} of {n} runs finished" + (" (mock: losses drawn from a known law, not measured)" if self.mock else "")]
     for name in ("surface", "isoflop"):
         fit = getattr(self, name)
-        lines.append(f"  {name}: " + (getattr(fit, "message", str(fit)) if fit is not None else f"none: {self.reasons[name]}"))
+        lines.append(f"  {name}: " + (_verdict(fit) if fit is not None else f"none: {self.reasons[name]}"))
     return "\n".join(lines + [f"  {d}" for d in self.doubts])
 
 def _html(self):
@@ -132,30 +138,28 @@ def _html(self):
 
 Study.__repr__, Study._repr_html_ = _repr, _html
 
-# %% ../nbs/11_study.ipynb #554b504a
+# %% ../nbs/11_study.ipynb #29175ff3
 def _charts(self, C=None) -> dict:
     "Name -> chart, those that can be drawn."
     from scaling_nb import charts
     out = {}
-    if self.isoflop is not None: out["isoflop"] = charts.plot_isoflop(self.isoflop, fit=self.surface)
-    if self.isoflop is not None or self.surface is not None:
-        best = self.predict(C or 10*self.runs.budget.max()) if len(self.runs) else None
-        fit = self.surface if best is not None and best.method == "surface" else self.isoflop
-        out["optimum"] = charts.plot_optimum(fit, C=C or 10*self.runs.budget.max())
-        out["loss"] = charts.plot_loss(fit, C=C or 10*self.runs.budget.max())
+    if self.isoflop is not None: out["isoflop"] = charts.plot_isoflop(self.isoflop, fit=self.surface, runs=self.frame)
+    if (fit := self.surface if self.surface is not None else self.isoflop) is not None:
+        known = dict(C=C or 10*self.runs.budget.max(), isoflop=self.isoflop if self.surface is not None else None)
+        out["optimum"], out["loss"] = charts.plot_optimum(fit, **known), charts.plot_loss(fit, **known)
     if self.surface is not None: out["residuals"] = charts.plot_residuals(self.surface)
     if len(self.runs): out["curves"] = charts.plot_curves(self.storage)
     return out
 
 def _plot(self, C=None):
     "IsoFLOP profiles, the optimum and the loss against compute, under each other."
-    import altair as alt
+    from scaling_nb.charts import stack
     drawn = self.charts(C)
-    return alt.vconcat(*[drawn[k] for k in ("isoflop", "optimum", "loss") if k in drawn]).resolve_scale(color="independent")
+    return stack(*[drawn[k] for k in ("isoflop", "optimum", "loss") if k in drawn])
 
 Study.charts, Study.plot = _charts, _plot
 
-# %% ../nbs/11_study.ipynb #f530d66e
+# %% ../nbs/11_study.ipynb #c547909a
 def _report(self,
     path,             # Where the file goes
     C: float | None = None,  # Compute that the answer is for; ten times the largest budget when None
@@ -171,14 +175,15 @@ def _report(self,
         parts += ["<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(self.chinchilla_table())]
     else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
     parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe"]))]
-    return html_page(f"Study of {self.name}" + (" (mock)" if self.mock else ""), parts, path)
+    html_page(f"Study of {self.name}" + (" (mock)" if self.mock else ""), parts, path)
+    return str(path)
 
 def _table(frame: pd.DataFrame) -> str:
     return frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}", na_rep="")
 
 Study.report = _report
 
-# %% ../nbs/11_study.ipynb #ea3a581b
+# %% ../nbs/11_study.ipynb #2e8baa78
 def find_optimal(
     model,                  # Class or factory of the model
     size_param,             # Name of its size argument, or a function size -> keyword arguments
@@ -187,6 +192,7 @@ def find_optimal(
     loss_fn,                # loss_fn(outputs, targets) -> scalar, nats per token
     compute_budgets,        # FLOPs, three or more
     val_dataset=None,       # Held-out data; a seeded split of `dataset` when None
+    val_samples: int = 8192,  # At most so many held-out samples are evaluated, the same for every run
     model_kwargs: dict | None = None,  # Arguments of the model that do not change with size
     recipe=None,            # `training.Recipe`; its defaults when None
     train: bool = True,     # False returns the plan and trains nothing
@@ -203,7 +209,7 @@ def find_optimal(
     Called again with the same arguments it trains nothing twice. Raises what `plan_sweep` and `run_sweep` raise."""
     from scaling_nb.contracts import Problem
     from scaling_nb.sweep import plan_sweep
-    problem = Problem(model, size_param, data=dataset, val_data=val_dataset, loss_fn=loss_fn, model_kwargs=model_kwargs or {})
+    problem = Problem(model, size_param, data=dataset, val_data=val_dataset, loss_fn=loss_fn, model_kwargs=model_kwargs or {}, val_samples=val_samples)
     storage = open_storage(output_dir)
     if train and not resume and (old := storage.runs()):
         raise ValueError(f"`resume=False` asks for an empty directory, but {storage.url} holds {len(old)} runs. Choose another `output_dir`; nothing was changed.")

@@ -143,7 +143,7 @@ def batch_samples(
     if isinstance(recipe.batch_size, int): return recipe.batch_size
     return [b for tokens, b in recipe.batch_size if seen >= tokens][-1]
 
-# %% ../nbs/04_training.ipynb #8f521559
+# %% ../nbs/04_training.ipynb #67c1ce0d
 class _Indexed:
     "Samples of a map-style dataset in a seeded order; knows where it is."
     def __init__(self, data, seed): self.data, self.seed, self.epoch, self.order = data, seed, -1, None
@@ -168,7 +168,6 @@ def fetch(
 ):          # (inputs, targets)
     "Samples as a batch: one gather where the dataset knows how, else one by one."
     if hasattr(data, "tensors"): return as_pair(data[torch.tensor(index)])
-    if hasattr(data, "get_batch"): return as_pair(data.get_batch(index))
     items = data.__getitems__(index) if hasattr(data, "__getitems__") else [data[i] for i in index]
     return as_pair(torch.utils.data.default_collate(items))
 
@@ -254,9 +253,9 @@ def _step(self) -> torch.Tensor:  # Training loss of the step, still on the devi
 
 Trainer._next_batch, Trainer.step = _next_batch, _step
 
-# %% ../nbs/04_training.ipynb #455ffee4
-def _held_out(data, n: int, batch: int = 256):
-    "Batches of the first `n` held-out samples."
+# %% ../nbs/04_training.ipynb #73102db8
+def _held_out(data, n: int, batch: int = 128):
+    "Batches of `n` held-out samples: the first of a stream, evenly spaced ones of a finite set."
     if is_stream(data):
         seen, loader = 0, data if isinstance(data, torch.utils.data.DataLoader) else torch.utils.data.DataLoader(data, batch_size=batch)
         for b in loader:
@@ -264,8 +263,8 @@ def _held_out(data, n: int, batch: int = 256):
             seen += len(as_pair(b)[1])
             if seen >= n: return
     else:
-        n = min(n, len(data))
-        for i in range(0, n, batch): yield fetch(data, list(range(i, min(i + batch, n))))
+        index = np.linspace(0, len(data) - 1, min(n, len(data))).round().astype(int).tolist()
+        for i in range(0, len(index), batch): yield fetch(data, index[i:i + batch])
 
 def _evaluate(self) -> tuple:  # (mean loss, its standard error), nats per token
     "Held-out loss of the model as it is."

@@ -29,7 +29,7 @@ from .laws import sci_format, si_format
 from .records import QUIET_S, open_storage
 from .sweep import format_seconds
 
-# %% ../nbs/10_widgets.ipynb #75ccb46b
+# %% ../nbs/10_widgets.ipynb #6873f995
 def _about(spec) -> dict:
     "What is known of a planned or stored run, from a RunSpec or from its spec.json."
     get = spec.get if isinstance(spec, dict) else lambda k, default=None: getattr(spec, k, default)
@@ -37,7 +37,7 @@ def _about(spec) -> dict:
     budget = get("budget") or (f * D if f and D else math.nan)
     return dict(budget=float(budget), size=get("size"), N=N, D=D, C=float(f * D) if f and D else float(budget), seed=get("seed", 0), mock=bool(get("mock", False)))
 
-
+# %% ../nbs/10_widgets.ipynb #9c0d3ccd
 @dataclass
 class FollowedRun:
     "One run as the tail knows it."
@@ -110,7 +110,7 @@ class RunTail:
             elif self.everything:
                 self.runs[run_id] = FollowedRun(run_id, about)
 
-# %% ../nbs/10_widgets.ipynb #97789225
+# %% ../nbs/10_widgets.ipynb #00c897c2
 _SMALL = ("attempt.json", "result.json", "failure.json")
 
 
@@ -130,7 +130,7 @@ def _signature(self, run_id) -> tuple:
             out.append(None)
     return tuple(out)
 
-
+# %% ../nbs/10_widgets.ipynb #aa41dd94
 def _read_new(self, run) -> bytes:
     "Whole new lines of the run's metrics; a file that shrank is read again from the start."
     path = self.storage.path(run.run_id, "metrics.jsonl")
@@ -155,7 +155,7 @@ def _read_new(self, run) -> bytes:
 
 RunTail._signature, RunTail._read_new = _signature, _read_new
 
-# %% ../nbs/10_widgets.ipynb #b832c591
+# %% ../nbs/10_widgets.ipynb #2a74e9fe
 def _poll_run(self, run) -> bool:
     "Read what is new of one run; was there anything?"
     changed = False
@@ -182,7 +182,7 @@ def _poll_run(self, run) -> bool:
         run.signature, run.heard, changed = signature, time.monotonic(), True
     return changed
 
-
+# %% ../nbs/10_widgets.ipynb #438e5e6e
 def _poll(self) -> list:  # Ids of the runs that changed
     "Look at every run that can still change."
     self._discover()
@@ -204,7 +204,7 @@ def _poll(self) -> list:  # Ids of the runs that changed
 
 RunTail._poll_run, RunTail.poll = _poll_run, _poll
 
-# %% ../nbs/10_widgets.ipynb #14478483
+# %% ../nbs/10_widgets.ipynb #dbaf3c1c
 def _tail_frame(self) -> pd.DataFrame:
     "One row a run, in the order of budgets and sizes."
     rows = [dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], C=r.about["C"], state=r.state, progress=r.share,
@@ -212,11 +212,12 @@ def _tail_frame(self) -> pd.DataFrame:
     columns = ["run_id", "budget", "size", "N", "D", "C", "state", "progress", "train_loss", "loss", "attempt", "reason", "mock"]
     return pd.DataFrame(rows, columns=columns).sort_values(["budget", "N"], ignore_index=True)
 
-
+# %% ../nbs/10_widgets.ipynb #d8c226a0
 def _tail_curves(self) -> pd.DataFrame:
     "The curves as `plot_curves` takes them."
-    parts = [pd.DataFrame(dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], state=r.state, final=r.final, reason=r.reason, mock=r.about["mock"],
-                               step=r.steps, tokens=np.asarray(r.tokens, float), flops=np.asarray(r.tokens) * (r.about["C"] / r.about["D"]), loss=r.losses)) for r in list(self.runs.values()) if r.steps]
+    parts = [pd.DataFrame(dict(run_id=r.run_id, **{k: r.about[k] for k in ("budget", "size", "N", "D", "mock")}, state=r.state, final=r.final, reason=r.reason, step=r.steps,
+                               tokens=np.asarray(r.tokens, float), flops=np.asarray(r.tokens) * (r.about["C"] / r.about["D"]), loss=r.losses))
+             for r in list(self.runs.values()) if r.steps]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run_id", "budget", "size", "N", "D", "state", "final", "reason", "mock", "step", "tokens", "flops", "loss"])
 
 
@@ -240,7 +241,7 @@ class Progress:
         (t0, d0), (t1, d1) = self.seen[0], self.seen[-1]
         return (total - done) * (t1 - t0) / (d1 - d0) if t1 - t0 >= 3 and d1 > d0 else None
 
-# %% ../nbs/10_widgets.ipynb #5d1cc729
+# %% ../nbs/10_widgets.ipynb #19994eb4
 def status_text(
     frame: pd.DataFrame,   # As `RunTail.frame` makes it
     left: float = None,    # Seconds left, where that is known
@@ -254,7 +255,7 @@ def status_text(
     text += f"; {math.floor(100 * share)} % of {sci_format(total, 2)} FLOPs" if share < 1 else f"; {sci_format(total, 2)} FLOPs"
     return text + (f"; about {format_seconds(left)} left" if left is not None else "")
 
-
+# %% ../nbs/10_widgets.ipynb #b80dc463
 def failure_lines(
     frame: pd.DataFrame,  # As `RunTail.frame` makes it
     most: int = 5,        # Lines to show
@@ -316,14 +317,14 @@ def curve_bytes(
     at = thin_curve(tokens, points)
     return np.concatenate([np.asarray(tokens, "f4")[at], smooth_curve(tokens, losses).astype("f4")[at]]).tobytes()
 
-# %% ../nbs/10_widgets.ipynb #1f4b9e47
+# %% ../nbs/10_widgets.ipynb #751f5f3e
 def in_kernel() -> bool:
     "Is this a Jupyter kernel, with a front end that may show widgets?"
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
 
-
+# %% ../nbs/10_widgets.ipynb #e6d90af1
 class RunView:
     """Live view of the runs in a storage: progress, curves, table. Read-only; it follows whatever trains.
 
@@ -355,7 +356,7 @@ class RunView:
         with self._lock:
             self.tail.hints.update({k: getattr(s, "value", s) for k, s in states.items()})
 
-# %% ../nbs/10_widgets.ipynb #c1100ace
+# %% ../nbs/10_widgets.ipynb #c0bb9e8e
 def _tick(self, force: bool = False) -> str:  # The status line
     "Look once and show what changed."
     with self._lock:
@@ -371,7 +372,7 @@ def _tick(self, force: bool = False) -> str:  # The status line
             self._line, self._line_at = text, time.monotonic()
         return text
 
-
+# %% ../nbs/10_widgets.ipynb #0c5c8d43
 def _push(self, frame, changed, text):
     "Send what changed to the browser."
     w, ids, sent = self.widget, list(frame.run_id), set(changed)
@@ -382,6 +383,9 @@ def _push(self, frame, changed, text):
             w.runs = [dict(id=r.run_id, budget=names[r.budget], color=colors[r.budget], N=si_format(r.N), D=si_format(r.D), says=f"size {r.size}, {r.N:,.0f} parameters") for r in frame.itertuples()]
             w.spec = live_chart(frame).to_dict() if len(frame) else {}
             self._order, sent = ids, set(ids)
+            for k, i in enumerate(ids):   # runs changed places: no run may keep another's curve
+                if not self.tail.runs[i].steps:
+                    w.set_curve(k, b"")
         w.rows = [[_STATES.index(r.state), int(1000 * r.progress), _number(r.train_loss, 4), _number(r.loss, 5), r.attempt, r.reason[:200]] for r in frame.itertuples()]
         moved = [r for i in ids if i in sent and (r := self.tail.runs[i]).steps]
         points = int(min(120, max(24, self.budget / 8 / max(len(moved), 1))))
@@ -399,7 +403,7 @@ def _number(x, digits):
 
 RunView.tick, RunView._push = _tick, _push
 
-# %% ../nbs/10_widgets.ipynb #d7807fb8
+# %% ../nbs/10_widgets.ipynb #19f22af3
 def _loop(self):
     "The view's thread."
     if self.mode == "widget" and not self._stop.wait(.3):
@@ -426,7 +430,7 @@ def _push_first(self):
     for first, _ in self._handles:
         first.update({**data, "text/plain": self.tick()}, raw=True)
 
-
+# %% ../nbs/10_widgets.ipynb #ecd2b11f
 def _show(self):
     "Display the view and start following."
     if self.mode == "widget":
@@ -443,14 +447,14 @@ def _show(self):
 
 RunView._loop, RunView._push_first, RunView.show = _loop, _push_first, _show
 
-# %% ../nbs/10_widgets.ipynb #848abb7a
+# %% ../nbs/10_widgets.ipynb #53c36ca7
 def _summary_html(self) -> str:
     frame = self.frame()
     lines = [f"<div>{html.escape(status_text(frame))}</div>", *(f"<div>✕ {html.escape(s)}</div>" for s in failure_lines(frame))]
     table = frame[[c for c in ("budget", "size", "N", "D", "state", "train_loss", "loss", "attempt", "reason") if c != "reason" or (frame.reason != "").any()]]
     return "".join(lines) + f"<details><summary>all {len(frame)} runs</summary>{frame_html(table)}</details>"
 
-
+# %% ../nbs/10_widgets.ipynb #c9e6a454
 def _bundles(self) -> tuple:
     "What stays in the notebook: (summary, chart), two MIME bundles."
     frame, curves = self.frame(), self.tail.curves()
@@ -458,7 +462,7 @@ def _bundles(self) -> tuple:
     chart = offline_renderer(plot_curves(curves).to_dict()) if len(curves) else {"text/html": "<span></span>", "text/plain": ""}
     return {"text/html": _summary_html(self), "text/plain": text}, chart
 
-
+# %% ../nbs/10_widgets.ipynb #482ddd06
 def _display_again(self):
     "A second place for the view: the widget while it lives, else what stayed of it."
     from IPython.display import display
@@ -471,7 +475,7 @@ def _display_again(self):
 
 RunView.bundles, RunView._display_again = _bundles, _display_again
 
-# %% ../nbs/10_widgets.ipynb #e86821cc
+# %% ../nbs/10_widgets.ipynb #906e4fe9
 def _close(self):
     "Stop following, look a last time, and leave a static summary and chart where the widget was."
     if self._closed:
@@ -493,7 +497,7 @@ def _close(self):
         self.widget = None
     return self
 
-
+# %% ../nbs/10_widgets.ipynb #ca7c800f
 def _exit(self, *exc):
     self.close()
 

@@ -11,7 +11,6 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "browser: needs Chromium; drives a real JupyterLab")
     if threading.current_thread() is threading.main_thread():   # a time limit sends SIGTERM: leave through `finally`, so that no server or browser stays behind
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

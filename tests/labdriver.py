@@ -152,8 +152,9 @@ class Notebook:
         self.page.wait_for_function(f"""() => {CONTEXT}.session.kernel.status == 'idle' &&
             !window.jupyterapp.shell.currentWidget.content.widgets.some(c => c.model.type == 'code' && c.model.executionState == 'running')""", timeout=timeout * 1000)
 
-    def status(self):
-        return self.page.evaluate(f"() => {CONTEXT}.session.kernel.status")
+    def running(self, cell):
+        "Is the code cell still running? (The kernel's status is no witness: a message from another thread sets it to idle.)"
+        return self.page.evaluate("i => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionState == 'running'", cell)
 
     def outputs(self, cell):
         return self.page.locator(".jp-Cell.jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")

@@ -16,7 +16,7 @@ from scaling_nb.scheduling import Resources, Runner, longest_first, run_sweep, s
 from scaling_nb.sweep import RunSpec, plan_sweep
 from scaling_nb.training import MockLaw, Recipe, train_run
 
-RECIPE = Recipe(batch_size=32)
+RECIPE = Recipe(batch_size=64)
 TWO = Resources(workers=2)
 SAME = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason", "mock", "recipe"]
 
@@ -28,7 +28,7 @@ def ray_ends():
     ray.shutdown()
 
 
-def small_plan(problem, budgets=(1e8, 2e8), sizes=(8, 16, 32)): return plan_sweep(problem, budgets, sizes=sizes, speed=None)
+def small_plan(problem, budgets=(5e7, 1e8), sizes=(8, 16, 32)): return plan_sweep(problem, budgets, sizes=sizes, speed=None)
 
 
 def spec(D, N=100, f=1.0): return RunSpec(budget=D*f, size=8, N=N, D=D, flops_per_token=f)
@@ -65,7 +65,7 @@ class TestOnRay:
         "One thread, another process: bitwise."
         import torch
         problem = mlp_problem()
-        plan = small_plan(problem, budgets=(1e8,))
+        plan = small_plan(problem, budgets=(5e7,))
         f = run_sweep(problem, plan, RECIPE, storage=tmp_path, resources=TWO, view=False).frame
         n = torch.get_num_threads(); torch.set_num_threads(1)
         try: assert [train_run(problem, s, RECIPE).loss for s in plan.specs] == list(f.loss)
@@ -83,7 +83,7 @@ class TestOnRay:
 
     def test_a_killed_worker_is_replaced_and_its_run_goes_on(self, tmp_path):
         problem = mlp_problem()
-        plan = small_plan(problem, budgets=(1e9,))
+        plan = small_plan(problem, budgets=(3e8,))
         victim = tmp_path/"killed"
 
         class Killed(MLP):
@@ -107,7 +107,7 @@ class TestOnRay:
             def forward(self, x):
                 if self.training and self.layers[0].out_features == 16: os._exit(3)
                 return super().forward(x)
-        plan = small_plan(mlp_problem(), budgets=(1e8,))
+        plan = small_plan(mlp_problem(), budgets=(5e7,))
         f = run_sweep(mlp_problem(model=Dies), plan, RECIPE, storage=tmp_path, resources=TWO, view=False).frame.set_index("size")
         assert f.state.to_dict() == {8: "SUCCEEDED", 16: "FAILED", 32: "SUCCEEDED"} and "worker died 3 times" in f.reason[16]
 

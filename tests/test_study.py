@@ -100,7 +100,7 @@ from scaling_nb import load_study
 s = load_study({str(tmp_path)!r})
 print(repr(s.predict(1e18).N)); s.report({str(tmp_path/'r.html')!r}); s.chinchilla_table()
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) == pytest.approx(study.predict(1e18).N, rel=1e-12)
     page = (tmp_path/"r.html").read_text()
@@ -114,13 +114,13 @@ def test_an_empty_place_is_no_study(tmp_path):
 
 
 def test_no_finished_run_is_said_not_fitted(tmp_path):
-    study = find_optimal(**GPT_ASK, mock=True, output_dir=tmp_path)
+    find_optimal(**GPT_ASK, mock=True, output_dir=tmp_path)
     for p in tmp_path.glob("*/result.json"): p.unlink()
     empty = Study(tmp_path)
     assert len(empty.runs) == 0 and "none: no run has finished" in repr(empty)
     with pytest.raises(ValueError, match="no run has finished"): empty.predict(1e18)
     empty.report(tmp_path/"r.html")
-    assert "no run has finished" in (tmp_path/"r.html").read_text() and len(study.runs) == 35
+    assert "no run has finished" in (tmp_path/"r.html").read_text()
 
 
 def test_failed_runs_are_doubts(tmp_path):

@@ -62,7 +62,8 @@ def test_a_torn_last_line_waits_and_a_torn_middle_line_is_passed_over(tmp_path):
     path = tmp_path / "run0" / "metrics.jsonl"
     tail = wd.RunTail(storage, SPECS)
     with open(path, "w") as f:
-        for part, steps in (('{"step": 1, "tokens": 10, "loss": 3}\n{"st', [1]), ('ep": 2, "tokens": 20, "loss": 2}\n', [1, 2]), ('{"step": 3, "tok\n', [1, 2]), ('{"step": 4, "tokens": 40, "loss": 1}\n[1]\nnull\n\n', [1, 2, 4])):
+        for part, steps in (('{"step": 1, "tokens": 10, "loss": 3}\n{"st', [1]), ('ep": 2, "tokens": 20, "loss": 2}\n', [1, 2]), ('{"step": 3, "tok\n', [1, 2]),
+                            ('{"step": 4, "tokens": 40, "loss": 1}\n[1]\nnull\n\n', [1, 2, 4])):
             f.write(part)
             f.flush()
             tail.poll()
@@ -257,7 +258,7 @@ def test_only_curves_that_moved_are_sent(tmp_path):
         write(storage, run, 1, 50)
     view.tick()
     w = view.widget
-    assert sorted(w.curves) == [0, 1] and [r["id"] for r in w.runs] == list(SPECS)
+    assert [k for k in w.curves if w.curves[k]] == [0, 1] and [r["id"] for r in w.runs] == list(SPECS)
     x, y = np.frombuffer(w.curves[0], "f4").reshape(2, -1)
     assert x[0] == 1000 and x[-1] == 50_000 and y[0] == 5
     w.curves.clear()
@@ -271,13 +272,27 @@ def test_only_curves_that_moved_are_sent(tmp_path):
     assert w.rows[5][0] == 4 and len(w.rows[5][5]) == 200
 
 
+def test_runs_that_appear_later_do_not_inherit_curves(tmp_path):
+    storage = open_storage(tmp_path)
+    view = wd.RunView(storage, mode="widget")
+    view.widget = Recorder()
+    begin(storage, "run4")
+    write(storage, "run4", 1, 5)
+    view.tick()
+    assert len(view.widget.curves[0]) == 5 * 8
+    begin(storage, "run1")            # a smaller budget: it comes first in the table
+    view.tick()
+    assert view.widget.curves[0] == b"" and len(view.widget.curves[1]) == 5 * 8
+    assert [r["id"] for r in view.widget.runs] == ["run1", "run4"]
+
+
 def test_an_update_stays_within_its_budget(tmp_path):
     "200 runs of 500 points that all move at once."
     storage = open_storage(tmp_path)
     specs = {f"r{i:03d}": RunSpec(budget=1e9 * 3 ** (i % 5), size=8, N=1000 + i, D=500_000, flops_per_token=6e3) for i in range(200)}
     view = wd.RunView(storage, specs, mode="widget")
     view.widget = Recorder()
-    for run, s in specs.items():
+    for run in specs:
         (tmp_path / run).mkdir()
         (tmp_path / run / "attempt.json").write_text('{"attempt": 1}')
         (tmp_path / run / "metrics.jsonl").write_text("".join(json.dumps(dict(step=k, tokens=k * 1000, loss=3.0 + 1 / k)) + "\n" for k in range(1, 501)))
@@ -288,7 +303,7 @@ def test_an_update_stays_within_its_budget(tmp_path):
 def test_the_widget_itself(tmp_path):
     "The real widget, without a kernel: its traits, a run that appears late, and its last state."
     w = wd.RunWidget()
-    assert "vegaEmbed" in w._esm and len(w._esm) > 500_000 and not wd.in_kernel()
+    assert "snb-run" in w._esm and len(w._esm) > 500_000 and not wd.in_kernel()
     w.set_curve(0, b"12345678")
     w.set_curve(7, b"12345678")
     assert {"c0", "c7", "rows", "tick"} <= set(w.keys) and w.get_state()["c7"] == b"12345678"
@@ -345,7 +360,7 @@ import sys; sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)
 import time
 from test_widgets import *
 storage = open_storage({str(tmp_path / 'runs')!r})
-view = RunView = wd.RunView(storage, SPECS, hz=2).show()
+view = wd.RunView(storage, SPECS, hz=2).show()
 for run in SPECS:
     begin(storage, run); write(storage, run, 1, 60); finish(storage, run)
 end = time.time() + 60

@@ -5,6 +5,7 @@ so that a second run with the same results leaves the same file."""
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import nbformat
@@ -37,15 +38,15 @@ def prune(nb):
     return nbformat.reads(text, 4)
 
 
-def execute(path, cwd=None, timeout=1200):
-    "Run the notebook at `path` and return it; nothing is written."
+def execute(path, cwd=None, timeout=1200, log=None):
+    "Run the notebook at `path` and return it; nothing is written but what its kernel says, to the file `log`."
     path = pathlib.Path(path)
     nb = nbformat.read(path, 4)
     for c in nb.cells:
         c.metadata.pop("execution", None)
     client = NotebookClient(nb, timeout=timeout, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(cwd or path.parent)}})
-    client.execute()
+    client.execute(stderr=log or subprocess.DEVNULL)  # what a kernel says of itself; errors of cells are in the notebook
     return prune(nb)
 
 

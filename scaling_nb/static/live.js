@@ -34,12 +34,9 @@ function make(tag, cls, parent) {
   return parent ? parent.appendChild(e) : e
 }
 
-function points(model) {
-  const out = [], runs = model.get("runs"), rows = model.get("rows")
-  for (let k = 0; k < runs.length; k++) {
-    const c = floats(model, "c" + k), n = c.length / 2, state = STATES[rows[k]?.[0] ?? 0]
-    for (let j = 0; j < n; j++) out.push({ r: k, "C of": runs[k].budget, N: runs[k].N, state, x: c[j], y: c[n + j], end: j === n - 1 })
-  }
+function curve(model, k, state) {
+  const run = model.get("runs")[k], c = floats(model, "c" + k), n = c.length / 2, out = []
+  for (let j = 0; j < n; j++) out.push({ r: k, "C of": run.budget, N: run.N, state, x: c[j], y: c[n + j], end: j === n - 1 })
   return out
 }
 
@@ -52,7 +49,7 @@ async function render({ model, el }) {
   const holder = make("div", "chart", root), box = make("div", "runs", root), table = make("table", "", box)
   box.tabIndex = 0; box.setAttribute("aria-label", "table of runs")
   table.innerHTML = "<thead><tr><th>run</th><th>budget</th><th>N</th><th>D</th><th>progress</th><th>training loss</th><th>held-out loss</th><th>attempt</th><th>reason</th></tr></thead><tbody></tbody>"
-  let trs = [], res = null, shownSpec = null
+  let trs = [], res = null, shownSpec = null, drawn = [], draws = 0
 
   function paintTable() {
     const runs = model.get("runs"), rows = model.get("rows"), body = table.tBodies[0]
@@ -88,18 +85,31 @@ async function render({ model, el }) {
   }
 
   async function paintChart() {
-    const ink = getComputedStyle(doubt).color   // the page's own ink: black on white, white on black
+    const ink = getComputedStyle(root).color   // the page's own ink: black on white, white on black
     const key = JSON.stringify(model.get("spec")).replaceAll("#787878", ink)
     if (key !== shownSpec) {             // the plan grew: axes and legend change
       shownSpec = key
+      drawn = []; draws = 0
       if (res) res.finalize()
       holder.textContent = ""
       res = await vegaEmbed(make("div", "", holder), JSON.parse(key), { mode: "vega-lite", actions: false, renderer: "canvas" })
     }
-    const rows = points(model)
-    res.view.change("live", res.view.changeset().remove(() => true).insert(rows))
-    await res.view.resize().runAsync()   // axis labels were laid out for no rows: lay them out again
-    root.dataset.rows = rows.length
+    const runs = model.get("runs"), rows = model.get("rows"), moved = new Set(), fresh = []
+    for (let k = 0; k < runs.length; k++) {            // only the curves that moved are replaced
+      const state = STATES[rows[k]?.[0] ?? 0], data = model.get("c" + k), old = drawn[k]
+      if (!data || (old && old.data === data && old.state === state)) continue
+      const now = curve(model, k, state)
+      if (old) moved.add(k)
+      drawn[k] = { data, state, n: now.length }
+      for (const p of now) fresh.push(p)
+    }
+    if (!fresh.length && !moved.size) return
+    const change = res.view.changeset()
+    if (moved.size) change.remove(p => moved.has(p.r))
+    res.view.change("live", change.insert(fresh))
+    if (draws++ % 10 === 0) res.view.resize()          // labels were laid out for other numbers: lay them out again, now and then
+    await res.view.runAsync()
+    root.dataset.rows = drawn.reduce((n, d) => n + (d ? d.n : 0), 0)
   }
 
   let busy = false, dirty = false, gone = false
