@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/python tools/demo.py
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs/guides/quickstart.ipynb
+	$(BIN)/jupyter lab $$([ $$(id -u) != 0 ] || echo --allow-root) nbs/guides/quickstart.ipynb
 
 test: $(READY)
 	sh tools/browser.sh

@@ -187,7 +187,7 @@ def source_tree(
         elif (inspect.isclass(v) or inspect.isfunction(v)) and v.__module__ == obj.__module__: source_tree(v, seen)
     return seen
 
-# %% ../nbs/00_contracts.ipynb #734c8e17
+# %% ../nbs/00_contracts.ipynb #c8884b0f
 def _digest(x, n=12) -> str:
     "Short content hash of anything JSON can write."
     return hashlib.sha256(json.dumps(x, sort_keys=True, default=repr).encode()).hexdigest()[:n]
@@ -212,7 +212,7 @@ def _settings(obj) -> dict:
 def data_fingerprint(
     data,  # A dataset, a loader, or tensors
 ) -> str:  # Short hash
-    "A hash of the data: of tensors whole, of a map-style dataset by its length and 64 samples in even steps, of a stream by its first batch."
+    "A hash of the data: of tensors whole, of a map-style dataset by its length and 64 samples in even steps, of a loader by its dataset and batch size, of a stream by its first samples."
     h = hashlib.sha256()
     own = getattr(data, "fingerprint", None)
     if own is not None: h.update(str(own() if callable(own) else own).encode())
@@ -220,7 +220,8 @@ def data_fingerprint(
     else:
         data = as_dataset(data)
         h.update(type(data).__name__.encode())
-        if is_stream(data): _hash_tensors(h, first_batch(data))
+        if hasattr(data, "dataset") and hasattr(data, "batch_size"): h.update(f"{data.batch_size} {data_fingerprint(data.dataset)}".encode())   # it may shuffle
+        elif is_stream(data): _hash_tensors(h, first_batch(data))
         elif hasattr(data, "tensors"): _hash_tensors(h, data.tensors)
         else:
             n = len(data); h.update(str(n).encode())

@@ -68,7 +68,7 @@ def _try_fit(study: Study, which: str, fit):
         return fit(study.runs)
     except ValueError as e: study.reasons[which] = str(e)
 
-# %% ../nbs/11_study.ipynb #aab9a6a5
+# %% ../nbs/11_study.ipynb #50f23480
 def _predict(self,
     C: float,             # Compute to spend, FLOPs
     level: float = .9,    # Of the intervals
@@ -92,7 +92,7 @@ def _chinchilla_table(self,
     "The answer as a table, one row a budget: N*, D*, their ratio and the loss, each with its 90 % interval."
     fit, top = self._primary(), sorted(self.runs.budget.unique())
     table = optimum_frame(fit, [float(C) for C in (budgets if budgets is not None else [*top, 10*top[-1], 100*top[-1]])], isoflop=self.isoflop if fit is self.surface else None)
-    table.insert(3, "tokens_per_param", table.D/table.N)
+    table.insert(list(table.columns).index("loss"), "tokens_per_param", table.D/table.N)
     return table
 
 Study.predict, Study._primary, Study.chinchilla_table = _predict, _primary, _chinchilla_table

@@ -143,7 +143,7 @@ def batch_samples(
     if isinstance(recipe.batch_size, int): return recipe.batch_size
     return [b for tokens, b in recipe.batch_size if seen >= tokens][-1]
 
-# %% ../nbs/04_training.ipynb #67c1ce0d
+# %% ../nbs/04_training.ipynb #6d01e978
 class _Indexed:
     "Samples of a map-style dataset in a seeded order; knows where it is."
     def __init__(self, data, seed): self.data, self.seed, self.epoch, self.order = data, seed, -1, None
@@ -167,22 +167,30 @@ def fetch(
     index,  # Which samples
 ):          # (inputs, targets)
     "Samples as a batch: one gather where the dataset knows how, else one by one."
-    if hasattr(data, "tensors"): return as_pair(data[torch.tensor(index)])
+    if isinstance(data, torch.utils.data.TensorDataset): return as_pair(data[torch.tensor(index)])
     items = data.__getitems__(index) if hasattr(data, "__getitems__") else [data[i] for i in index]
     return as_pair(torch.utils.data.default_collate(items))
 
-# %% ../nbs/04_training.ipynb #7443c730
+# %% ../nbs/04_training.ipynb #b3488b50
 class _Streamed:
     "Samples of a stream in its own order, again from the start when it ends."
     def __init__(self, data, seed):
-        self.data, self.loader, self.position = data, isinstance(data, torch.utils.data.DataLoader), 0
-        self.items = iter(data)
+        self.data, self.seed, self.loader, self.position, self.epoch = data, seed, isinstance(data, torch.utils.data.DataLoader), 0, -1
+        self._restart()
+
+    def _restart(self):
+        "Begin a pass. A loader that shuffles draws its order from the seed and the pass, not from what the model drew before."
+        self.epoch += 1
+        with _kept_rng():
+            seed_all(1_000_003*self.seed + self.epoch)
+            self.items = iter(self.data)
+            self.ahead = next(self.items, None)
 
     def _next(self):
-        for again in (False, True):
-            if again: self.items = iter(self.data)
-            if (item := next(self.items, None)) is not None: return item
-        raise ValueError("`data` ended and gave nothing when it was read again. A generator can be read once: pass an IterableDataset whose __iter__ starts anew.")
+        if self.ahead is None: self._restart()
+        if self.ahead is None: raise ValueError("`data` ended and gave nothing when it was read again. A generator can be read once: pass an IterableDataset whose __iter__ starts anew.")
+        item, self.ahead = self.ahead, next(self.items, None)
+        return item
 
     def _read(self, k):
         "The loader's own batch, or `k` samples."

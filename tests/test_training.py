@@ -271,3 +271,20 @@ def test_memory_is_released():
     train_run(mlp_problem(model=Watched), spec(D=1000))
     gc.collect()
     assert not [r for r in alive if r() is not None]
+
+
+def test_a_loader_that_shuffles_resumes_in_its_order_and_keeps_its_name():
+    from torch.utils.data import TensorDataset
+
+    from scaling_nb.contracts import data_fingerprint
+    loader = DataLoader(TensorDataset(*xy(300)), batch_size=16, shuffle=True)
+    problem = mlp_problem(data=loader, val_data=xy(8))
+    assert data_fingerprint(loader) == data_fingerprint(loader) != data_fingerprint(DataLoader(TensorDataset(*xy(300, seed=2)), batch_size=16, shuffle=True))
+    torch.manual_seed(1)
+    whole = Trainer(problem, spec(D=900), device="cpu")
+    losses = [whole.step().item() for _ in range(50)]
+    torch.manual_seed(2)
+    half = Trainer(problem, spec(D=900), device="cpu")
+    for _ in range(25): half.step()
+    rest = Trainer(problem, spec(D=900), device="cpu"); rest.load(half.save())
+    assert [rest.step().item() for _ in range(25)] == losses[25:]

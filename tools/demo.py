@@ -1,6 +1,7 @@
 """Run the quickstart headless and read the answer: python tools/demo.py
 
 Writes demo/quickstart.html and demo/report.html. Runs are kept beside the notebook, so a second call trains nothing."""
+import argparse
 import sys
 import threading
 import time
@@ -26,15 +27,14 @@ def watch(storage, done):
             said = line
 
 
-def main(out=ROOT / "demo", storage=None):
+def main(out, work):
     from run_nbs import execute
     from to_html import to_html
 
     from scaling_nb import load_study
 
     guide = ROOT / "nbs" / "guides" / "quickstart.ipynb"
-    storage = storage or guide.parent / "outputs" / "quickstart"
-    out = Path(out)
+    storage = work / "outputs" / "quickstart"  # where the notebook puts it
     out.mkdir(parents=True, exist_ok=True)
     print(f"Running {guide.relative_to(ROOT)} ...", flush=True)
     start, done = time.monotonic(), threading.Event()
@@ -42,7 +42,7 @@ def main(out=ROOT / "demo", storage=None):
     watcher.start()
     try:
         with open(out / "kernel.log", "w") as log:
-            nb = execute(guide, cwd=guide.parent, log=log)
+            nb = execute(guide, cwd=work, log=log)
     finally:
         done.set()
         watcher.join()
@@ -64,4 +64,8 @@ def _rel(path):
 
 
 if __name__ == "__main__":
-    main()
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument("--out", type=Path, default=ROOT / "demo", help="where the pages go")
+    args.add_argument("--work", type=Path, default=ROOT / "nbs" / "guides", help="where the notebook runs and keeps its runs")
+    args = args.parse_args()
+    main(args.out.resolve(), args.work.resolve())
