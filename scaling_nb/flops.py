@@ -6,11 +6,11 @@
 __all__ = ['ParamCounts', 'param_roles', 'count_params', 'ModelCost', 'measure_cost', 'flops_per_token', 'transformer_flops',
            'mfu']
 
-# %% ../nbs/01_flops.ipynb #111d55ae
+# %% ../nbs/01_flops.ipynb #69f1994c
 import warnings
 from dataclasses import dataclass
 
-from .contracts import Problem, as_dataset, count_tokens, first_batch, num_params
+from .contracts import Problem, as_dataset, count_tokens, first_batch, num_params, to_device
 
 # %% ../nbs/01_flops.ipynb #cf4ce543
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ModelCost:
         "The k of C = k N D. 6 when attention is negligible and every layer passes a gradient on."
         return self.flops_per_token/self.N
 
-# %% ../nbs/01_flops.ipynb #e095f341
+# %% ../nbs/01_flops.ipynb #31db743f
 def _measure(problem: Problem, model, inputs, targets):
     "(forward FLOPs, forward + backward FLOPs) of a batch."
     import torch
@@ -112,13 +112,7 @@ def _nothing():
     from contextlib import nullcontext
     return nullcontext()
 
-def _to(x, device):
-    "Move tensors, and containers of them."
-    if hasattr(x, "to"): return x.to(device)
-    if isinstance(x, dict): return {k: _to(v, device) for k, v in x.items()}
-    return type(x)(_to(v, device) for v in x) if isinstance(x, (tuple, list)) else x
-
-# %% ../nbs/01_flops.ipynb #aea2d2bb
+# %% ../nbs/01_flops.ipynb #bbc73aa3
 def measure_cost(
     problem: Problem,
     size: int,     # Value of the size parameter
@@ -135,7 +129,7 @@ def measure_cost(
                 with torch.device("meta") if how == "meta" else _nothing(): model = problem.build(size)
                 if how == "moved to meta": model = model.to("meta")
                 device = "cpu" if how == "cpu" else "meta"
-                x, y = _to(inputs, device), _to(targets, device)
+                x, y = to_device(inputs, device), to_device(targets, device)
                 forward, both = _measure(problem, model, x, y)
                 counts = count_params(model, x)
                 break

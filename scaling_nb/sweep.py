@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunSpec', 'SweepPlan', 'format_seconds', 'measure_speed', 'plan_sweep', 'default_workers']
 
-# %% ../nbs/02_sweep.ipynb #f14dc55c
+# %% ../nbs/02_sweep.ipynb #57118927
 import math
 import os
 import time
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from .contracts import Problem, as_dataset, check_problem, first_batch
+from .contracts import Problem, as_dataset, check_problem, first_batch, to_device
 from .flops import ModelCost, measure_cost
 
 # %% ../nbs/02_sweep.ipynb #cf15abed
@@ -40,7 +40,7 @@ class RunSpec:
         "Compute of the run, FLOPs: the budget, to one sample."
         return self.flops_per_token*self.D
 
-# %% ../nbs/02_sweep.ipynb #8e7e91ae
+# %% ../nbs/02_sweep.ipynb #d1b6f70c
 def _round_to(size: float, multiple: int | None) -> int:
     "Round to a multiple: the one asked for, or the largest power of two up to a quarter of the size, at most 64."
     m = multiple or min(64, 2**max(0, int(math.log2(max(size, 1)/4))))
@@ -55,7 +55,7 @@ class _Probes:
     def __call__(self, size: int) -> ModelCost | None:
         if size not in self.costs and size not in self.refused:
             try: self.costs[size] = measure_cost(self.problem, size, self.batch)
-            except (ValueError, TypeError, AssertionError, ZeroDivisionError, RuntimeError) as e: self.refused[size] = f"{type(e).__name__}: {e}".split("\n")[0]
+            except Exception as e: self.refused[size] = f"{type(e).__name__}: {e}".split("\n")[0]   # the user's constructor, whatever it raises
         return self.costs.get(size)
 
     @property
@@ -165,7 +165,7 @@ def _plan_display(self):
 
 SweepPlan.__repr__, SweepPlan._repr_html_, SweepPlan._ipython_display_ = _plan_repr, _plan_html, _plan_display
 
-# %% ../nbs/02_sweep.ipynb #4d9319fe
+# %% ../nbs/02_sweep.ipynb #b383c4be
 def measure_speed(
     problem: Problem,
     size: int,          # Value of the size parameter
@@ -182,7 +182,7 @@ def measure_speed(
         torch.set_num_threads(1)
         with torch.random.fork_rng(): model = problem.build(size).to(device)
         opt = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        x, y, n, start = inputs.to(device), targets.to(device), -1, None
+        x, y, n, start = to_device(inputs, device), to_device(targets, device), -1, None
         while n < 2 or time.perf_counter() - start < seconds:
             problem.loss(model, x, y).backward(); opt.step(); opt.zero_grad()
             if device == "cuda": torch.cuda.synchronize()
@@ -221,13 +221,19 @@ def _cells(probe, budgets, sizes, n_sizes, span, multiple, tokens_per_param, k):
         centre = expected(b)
         yield b, sorted({s for N in np.geomspace(span[0]*centre, span[1]*centre, n_sizes) if (s := _size_for(probe, N, multiple)) is not None})
 
-# %% ../nbs/02_sweep.ipynb #e02ee241
+# %% ../nbs/02_sweep.ipynb #ae5e7786
 def _check_budgets(budgets) -> list:
     "Budgets must be positive numbers, each named once."
     budgets = [float(b) for b in (budgets if isinstance(budgets, (Sequence, np.ndarray, set)) else [budgets])]
     if not budgets: raise ValueError("`budgets` must name at least one compute budget in FLOPs, but it is empty. Three or more, a factor of two to three apart, make a law.")
     if bad := [b for b in budgets if not (b > 0 and math.isfinite(b))]: raise ValueError(f"`budgets` must be positive and finite, in FLOPs, but got {bad}.")
     return sorted(set(budgets))
+
+def _check_sizes(probe, sizes) -> list:
+    "Two sizes to check the problem at: of those asked for that can be built, or small ones."
+    if sizes is None and isinstance(probe.problem.size_param, str): return [64]
+    can = [s for s in (sorted(set(sizes)) if sizes is not None else (1, 2, 3, 4)) if probe(s) is not None]
+    return can[:2] or [min(sizes) if sizes is not None else 1]
 
 def plan_sweep(
     problem: Problem,
@@ -250,8 +256,8 @@ def plan_sweep(
     Raises ValueError when a budget is not a positive number, or when no cell of the grid can be run; and what `check_problem` raises."""
     budgets = _check_budgets(budgets)
     if sizes is not None and not len(sizes): raise ValueError("`sizes` must name at least one size, but it is empty. Leave it out to have sizes chosen.")
-    report = check_problem(problem, min(sizes) if sizes is not None else (64 if isinstance(problem.size_param, str) else 1))
     probe, cells, dropped = _Probes(problem), [], []
+    report = check_problem(problem, *_check_sizes(probe, sizes))
     per = report.tokens_per_sample
     for budget, row in _cells(probe, budgets, sizes, n_sizes, span, multiple, tokens_per_param, flops_per_param_per_token):
         for size in row:

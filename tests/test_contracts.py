@@ -152,3 +152,50 @@ def test_one_tensor_dataset_kinds_keep_their_identity():
 
 def test_problem_needs_a_class_not_an_object():
     with pytest.raises(TypeError, match="must be a class or a factory"): Problem(3, "width")
+
+
+def _maker(cls):
+    def make(params): return cls(params, lr=.1)
+    return make
+
+
+def test_what_a_recipe_or_a_loss_holds_decides_too():
+    from scaling_nb.contracts import content_hash
+    weights = [nn.CrossEntropyLoss(weight=torch.tensor([1., 1., 1., w])) for w in (1., 2.)]
+    made = [(lambda p, lr=lr: torch.optim.SGD(p, lr=lr)) for lr in (.1, .5)]
+    closed = [_maker(c) for c in (torch.optim.SGD, torch.optim.Adam)]
+    for a, b in (weights, made, closed, [functools.partial(MLP, n_in=n) for n in (4, 8)], [dict(act=a) for a in (torch.relu, torch.tanh)]):
+        assert content_hash(a) != content_hash(b)
+        assert content_hash(a) == content_hash(a)
+
+
+NOTEBOOK = """
+import torch
+from torch import nn
+from scaling_nb.contracts import Problem, fingerprint
+class Base(nn.Module):
+    scale = {scale}
+class Block(nn.Module):
+    mult = {mult}          # {comment}
+    def __init__(self, w): super().__init__(); self.l = nn.Linear(w, self.mult*w); self.o = nn.Linear(self.mult*w, w)
+    def forward(self, x): return self.o(self.l(x)) if str(x.ndim) in {{"1", "2", "3", "4"}} else x
+class Net(Base):
+    def __init__(self, width, depth={depth}): super().__init__(); self.b = nn.Sequential(nn.Linear(8, width), *[Block(width) for _ in range(depth)], nn.Linear(width, 4))
+    def forward(self, x): return self.scale*self.b(x)
+x = torch.arange(80.).reshape(10, 8)
+print(fingerprint(Problem(Net, "width", data=(x, torch.zeros(10, dtype=torch.long)), loss_fn=nn.CrossEntropyLoss(), model_kwargs=dict(depth=2))))
+"""
+
+
+def test_classes_of_a_notebook_are_read_from_its_cells():
+    "In a kernel a class has no file; its defaults, attributes, bases and neighbours decide all the same, and an address never does."
+    import nbformat
+    from nbclient import NotebookClient
+    cases = [dict(), dict(), dict(comment="a note"), dict(mult=8), dict(depth=5), dict(scale=2.0)]
+    def prints(cells):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK.format(**{**dict(scale=1.0, mult=4, depth=3, comment=""), **c})) for c in cells])
+        NotebookClient(nb, timeout=120, kernel_name="python3").execute(stderr=subprocess.DEVNULL)
+        return [eval(c.outputs[0]["text"])["model"] for c in nb.cells]
+    first, = prints(cases[:1])
+    base, note, mult, depth, scale = prints(cases[1:])       # another kernel
+    assert first == base == note and len({base, mult, depth, scale}) == 4

@@ -146,6 +146,11 @@ def test_mock_needs_no_ray_and_no_time(tmp_path):
     assert runs.frame.mock.all() and (runs.frame.state == "SUCCEEDED").all() and "mock" in repr(runs)
 
 
+def test_storage_in_memory_is_refused_before_ray_starts():
+    problem = mlp_problem()
+    with pytest.raises(ValueError, match="memory of one process"): run_sweep(problem, small_plan(problem), storage="memory://lost", view=False)
+
+
 def test_empty_plan(tmp_path):
     from scaling_nb.sweep import SweepPlan
     with pytest.raises(ValueError, match="empty"): run_sweep(mlp_problem(), SweepPlan(()), storage=tmp_path)

@@ -288,3 +288,48 @@ def test_a_loader_that_shuffles_resumes_in_its_order_and_keeps_its_name():
     for _ in range(25): half.step()
     rest = Trainer(problem, spec(D=900), device="cpu"); rest.load(half.save())
     assert [rest.step().item() for _ in range(25)] == losses[25:]
+
+
+def test_a_checkpoint_is_read_on_the_cpu_wherever_the_model_lives():
+    "On a GPU the states of the generators must not follow the model there."
+    a = Trainer(mlp_problem(), spec(D=500), Recipe(batch_size=50), device="cpu")
+    a.step()
+    b = Trainer(mlp_problem(), spec(D=500), Recipe(batch_size=50), device="cpu")
+    b.device = "meta"          # stands for a device whose tensors numpy cannot read
+    b.load(a.save())
+    assert b.steps == 1
+
+
+def test_a_loader_with_its_own_generator_repeats():
+    from torch.utils.data import TensorDataset
+    loader = DataLoader(TensorDataset(*xy(300)), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+    problem = mlp_problem(data=loader, val_data=xy(8))
+    losses = [[t.step().item() for _ in range(30)] for t in (Trainer(problem, spec(D=900), device="cpu") for _ in range(2))]
+    assert losses[0] == losses[1]
+
+
+def test_batches_of_mappings_train():
+    from torch.utils.data import Dataset
+    class Named(Dataset):
+        x, y = xy(200)
+        def __len__(self): return 200
+        def __getitem__(self, i): return dict(input_ids=dict(x=self.x[i], mask=torch.ones(8)), labels=self.y[i])
+    class Takes(MLP):
+        def forward(self, b): return super().forward(b["x"]*b["mask"])
+    problem = mlp_problem(model=Takes, data=Named())
+    plan = plan_sweep(problem, [1e6], sizes=[8, 16], speed="measure")
+    r = train_run(problem, plan.specs[0], Recipe(batch_size=7))
+    assert r.state == "SUCCEEDED" and r.D == plan.specs[0].D
+
+
+def test_width_scales_at_the_top_of_a_ladder():
+    widths = [4, 8, 16, 32, 64, 128]
+    def ladder(i): return dict(width=widths[i])
+    problem = mlp_problem(size_param=ladder)
+    for i in (3, 4, 5): assert width_scales(problem, problem.build(i), i, 32)["layers.2.weight"] == 32/widths[i]
+    plan = plan_sweep(problem, [1e9], sizes=[3, 4, 5, 6], speed=None)
+    assert sorted(set(plan.frame["size"])) == [3, 4, 5] and "IndexError" in plan.skipped_sizes[6]
+
+
+def test_numpy_integers_are_integers():
+    assert Recipe(batch_size=np.int64(8)) == Recipe(batch_size=8) and Recipe(batch_size=np.int64(8)).plain() == Recipe(batch_size=8).plain()
