@@ -145,7 +145,7 @@ def surface_misfit(
     small = math.sqrt(s2) < 2e-4 * fit.L.mean()  # nobody's model is that good
     return Misfit(math.sqrt(s2), noise, source, float(p), bool(s2 > 2 * noise ** 2 and p < .05 and not small))
 
-# %% ../nbs/08_allocation.ipynb #759952a2
+# %% ../nbs/08_allocation.ipynb #9087b098
 def _has_line(iso) -> bool:
     return iso is not None and math.isfinite(iso.a)
 
@@ -167,6 +167,9 @@ def choose_method(
             raise ValueError(f"No optimum can be read off these runs. {isoflop.message}")
         return "isoflop", []
     misfit = surface_misfit(fit, isoflop, seed_noise)
+    if misfit is not None and not misfit.exceeds and misfit.p_value < .2 and misfit.systematic > misfit.noise:
+        return "surface", [(1, f"The surface misses the runs by {misfit.systematic:.2g} nats beyond the seed noise of {misfit.noise:.2g} ({misfit.source}), "
+                               f"which so few repeated runs cannot tell from chance (p = {misfit.p_value:.2f}): repeat more runs before trusting it.")]
     if misfit is None or not misfit.exceeds:
         return "surface", []
     chance = "under 1e-4" if misfit.p_value < 1e-4 else f"{misfit.p_value:.1g}"
@@ -224,11 +227,11 @@ def _line_bias(fit, known) -> float:
     except ValueError:  # a line that falls has no exponents
         return 0.
 
-# %% ../nbs/08_allocation.ipynb #d1023925
+# %% ../nbs/08_allocation.ipynb #d032fec2
 def _reach_warnings(fit, C, N, D):
     "How far the answer lies beyond the runs: (severity, sentence)"
     far, out = C / fit.C.max(), []
-    if far > 100:
+    if far >= 99:
         out.append((1, f"{far:.3g}x extrapolation: the intervals cover chance, not the form of the law. "
                        "Check a run at an intermediate budget first, and quote no loss."))
     elif far > 1.02:

@@ -221,8 +221,8 @@ def _budget_scales(budgets, name="budgets"):
 def _faded(pick, shown=1.0, hidden=.12):
     return alt.when(pick).then(alt.value(shown)).otherwise(alt.value(hidden))
 
-# %% ../nbs/09_charts.ipynb #2d202108
-_SAYS = {"run_id": "run", "budget": "budget", "size": "size", "N": "N", "D": "D", "C": "C", "tokens_per_param": "D/N", "loss": "loss", "loss_std": "loss s.d.",
+# %% ../nbs/09_charts.ipynb #e16db2a8
+_SAYS = {"run_id": "run", "budget": "budget", "size": "size", "N": "N", "D": "D", "C": "C", "tokens_per_param": "D/N", "loss": "loss", "loss_std": "s.e. over held-out text",
          "residual": "residual", "state": "state", "seed": "seed", "wall_s": "seconds", "flops_measured": "FLOPs measured", "attempt": "attempt", "reason": "reason",
          "mock": "mock", "recipe": "recipe", "runs": "runs"}
 
@@ -491,12 +491,12 @@ def isoflop_frame(
     columns = ["kind", "budget", "N", "D", "C", "loss", "N_low", "N_high", "interior"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/09_charts.ipynb #4af906ed
+# %% ../nbs/09_charts.ipynb #173dc395
 def _isoflop_title(isoflop) -> tuple:
     "The finding, and what to know of it."
     b, names = isoflop.budgets, budget_names(isoflop.budgets["budget"])
     good = int((b["status"] == "ok").sum())
-    grows = f": N* grows as C^{isoflop.a:.2f}" if math.isfinite(isoflop.a) else ""
+    grows = f": N* grows as C^{isoflop.a:.2f}" if isoflop.status.ok and math.isfinite(isoflop.a) else ": too few for an exponent"
     title = f"All {len(b)} budgets have a minimum inside their sizes{grows}" if good == len(b) else f"{good} of {len(b)} budgets have a minimum inside their sizes{grows}"
     return title, [f"not {names[r.budget]}: {r.reason}" for r in b.itertuples() if r.status != "ok"]
 

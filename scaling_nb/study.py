@@ -68,7 +68,7 @@ def _try_fit(study: Study, which: str, fit):
         return fit(study.runs)
     except ValueError as e: study.reasons[which] = str(e)
 
-# %% ../nbs/11_study.ipynb #50f23480
+# %% ../nbs/11_study.ipynb #19a9ad22
 def _predict(self,
     C: float,             # Compute to spend, FLOPs
     level: float = .9,    # Of the intervals
@@ -89,7 +89,7 @@ def _primary(self):
 def _chinchilla_table(self,
     budgets=None,  # FLOPs; the study's own and 10, 100 times its largest when None
 ) -> pd.DataFrame:
-    "The answer as a table, one row a budget: N*, D*, their ratio and the loss, each with its 90 % interval."
+    "The answer as a table, one row a budget: N*, D* and the loss, each with its 90 % interval; `predict` has the warnings."
     fit, top = self._primary(), sorted(self.runs.budget.unique())
     table = optimum_frame(fit, [float(C) for C in (budgets if budgets is not None else [*top, 10*top[-1], 100*top[-1]])], isoflop=self.isoflop if fit is self.surface else None)
     table.insert(list(table.columns).index("loss"), "tokens_per_param", table.D/table.N)
@@ -159,7 +159,7 @@ def _plot(self, C=None):
 
 Study.charts, Study.plot = _charts, _plot
 
-# %% ../nbs/11_study.ipynb #c547909a
+# %% ../nbs/11_study.ipynb #da134eb0
 def _report(self,
     path,             # Where the file goes
     C: float | None = None,  # Compute that the answer is for; ten times the largest budget when None
@@ -171,10 +171,11 @@ def _report(self,
     parts = []
     if C is not None and (self.surface is not None or self.isoflop is not None):
         parts += ["<h2>The answer</h2>", self.predict(C)._repr_html_()]
-        if self.doubts: parts.append("<h2>What to distrust</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in self.doubts) + "</ul>")
+        doubts = [*self.predict(C).warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]
+        parts.append("<h2>What to distrust</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in doubts) + "</ul>")
         parts += ["<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(self.chinchilla_table())]
     else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
-    parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe"]))]
+    parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe", "mock"]).rename(columns={"loss_std": "s.e. over held-out text"}))]
     html_page(f"Study of {self.name}" + (" (mock)" if self.mock else ""), parts, path)
     return str(path)
 
