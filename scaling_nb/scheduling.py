@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['MAX_ATTEMPTS', 'START_S', 'Runner', 'start_ray', 'Sweep', 'longest_first', 'Resources', 'run_sweep']
 
-# %% ../nbs/05_scheduling.ipynb #fcd1e652
+# %% ../nbs/05_scheduling.ipynb #775f0269
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -228,7 +230,7 @@ class _Pool:
     def close(self):
         for worker in [*self.idle, *(w for _, w in self.busy.values())]: self.ray.kill(worker)
 
-# %% ../nbs/05_scheduling.ipynb #35e072ee
+# %% ../nbs/05_scheduling.ipynb #8bfd44ff
 def _cause(e) -> str:
     "The last line of an error that holds another process's traceback."
     return ([x.strip() for x in str(e).splitlines() if "Error" in x] or [str(e).split("\n")[0]])[-1][:300]
@@ -241,10 +243,25 @@ def _pickled(problem: Problem) -> bytes:
         raise TypeError(f"The problem must be picklable to reach the workers, but {type(e).__name__}: {e}. "
                         "Look for open files, locks or generators in the data set, the model class or the loss.") from e
 
-def _train_all(pool, todo, args, storage, on_change, lost):
-    "Run everything in `todo` on the pool; `lost` counts the workers that each run has lost."
+@contextlib.contextmanager
+def _ctrl_c():
+    "Yield a list that is no longer empty once Ctrl-C was pressed. An exception raised by a signal can be swallowed by whatever runs at that moment; a note cannot. The second press raises."
+    asked = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    def note(*_):
+        if asked: raise KeyboardInterrupt
+        asked.append(True)
+    old = signal.signal(signal.SIGINT, note)
+    try: yield asked
+    finally: signal.signal(signal.SIGINT, old)
+
+def _train_all(pool, todo, args, storage, on_change, lost, asked=()):
+    "Run everything in `todo` on the pool; `lost` counts the workers that each run has lost. Raises KeyboardInterrupt once `asked` is not empty."
     queue = longest_first(todo)
     while queue or pool.busy:
+        if asked: raise KeyboardInterrupt
         while queue and pool.idle:
             key = queue.pop(0)
             pool.start(key, todo[key], *args)
@@ -322,7 +339,7 @@ def run_sweep(
     else: _run_on_ray(problem, todo, specs, recipe, prints, storage, resources or Resources(), view, checkpoint_s)
     return sweep
 
-# %% ../nbs/05_scheduling.ipynb #2dcaa4b1
+# %% ../nbs/05_scheduling.ipynb #ee48b7f3
 def _run_on_ray(problem, todo, specs, recipe, prints, storage, res, view, checkpoint_s):
     "The part of `run_sweep` that needs a cluster."
     if "memory" in storage.fs.protocol: raise ValueError(f"{storage.url} lives in the memory of one process, and workers are processes of their own. Give a directory or the URL of an object store.")
@@ -342,7 +359,7 @@ def _run_on_ray(problem, todo, specs, recipe, prints, storage, res, view, checkp
         live.update(dict(states))
     try:
         live.show()
-        _train_all(pool, todo, (recipe, prints, checkpoint_s), storage, on_change, {})
+        with _ctrl_c() as asked: _train_all(pool, todo, (recipe, prints, checkpoint_s), storage, on_change, {}, asked)
     except KeyboardInterrupt:
         _pause(pool, storage, session)
         left = (runs_frame(storage, list(specs)).state.isin(["SUCCEEDED", "FAILED"])).sum()
