@@ -6,7 +6,7 @@
 __all__ = ['seed_all', 'Recipe', 'lr_factor', 'width_scales', 'make_optimizer', 'batch_samples', 'fetch', 'Diverged', 'Trainer',
            'MockLaw', 'Stopped', 'describe_run', 'train_run']
 
-# %% ../nbs/04_training.ipynb #57495469
+# %% ../nbs/04_training.ipynb #a7f9bd18
 import copy
 import gc
 import io
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from .contracts import Problem, as_pair, content_hash, count_tokens, fingerprint, first_batch, is_stream, split_data, to_device
+from .contracts import Problem, as_pair, content_hash, count_tokens, fingerprint, first_batch, fixed_seed, is_stream, split_data, to_device
 from .flops import param_roles
 from .records import MetricsLog, RunRecord, Storage, bind_storage, open_storage, read_record, recipe_id, run_id
 from .sweep import RunSpec
@@ -196,7 +196,7 @@ def fetch(
     items = data.__getitems__(index) if hasattr(data, "__getitems__") else [data[i] for i in index]
     return as_pair(torch.utils.data.default_collate(items))
 
-# %% ../nbs/04_training.ipynb #cce0ecae
+# %% ../nbs/04_training.ipynb #5991e5c2
 class _Streamed:
     "Samples of a stream in its own order, again from the start when it ends."
     def __init__(self, data, seed):
@@ -206,9 +206,8 @@ class _Streamed:
     def _restart(self):
         "Begin a pass. A loader that shuffles draws its order from the seed and the pass, not from what the model drew before."
         self.epoch += 1
-        with _kept_rng():
-            seed = 1_000_003*self.seed + self.epoch
-            seed_all(seed)
+        seed = 1_000_003*self.seed + self.epoch
+        with fixed_seed(seed):
             for holder in (self.data, getattr(self.data, "sampler", None)):
                 if isinstance(g := getattr(holder, "generator", None), torch.Generator): g.manual_seed(seed)
             self.items = iter(self.data)
