@@ -6,10 +6,12 @@
 __all__ = ['PAGE_CSS', 'log_ticks', 'budget_colors', 'chart_theme', 'chart_svg', 'chart_text', 'offline_renderer',
            'use_offline_charts', 'budget_names', 'plan_frame', 'plot_plan', 'run_points', 'plot_runs', 'thin_curve',
            'smooth_curve', 'curves_frame', 'plot_curves', 'isoflop_frame', 'plot_isoflop', 'optimum_path',
-           'plot_optimum', 'loss_frame', 'plot_loss', 'residuals_frame', 'plot_residuals', 'stack', 'vega_js',
-           'chart_html', 'page_scripts', 'frame_html', 'html_page']
+           'plot_optimum', 'loss_frame', 'plot_loss', 'isoloss_frame', 'plot_isoloss', 'residuals_frame',
+           'residual_trends', 'plot_residuals', 'predicted_frame', 'plot_predicted', 'future_frame', 'plot_future',
+           'regret_frame', 'plot_regret', 'profile_frame', 'plot_profile', 'stack', 'vega_js', 'chart_html',
+           'page_scripts', 'frame_html', 'html_page']
 
-# %% ../nbs/09_charts.ipynb #e2779396
+# %% ../nbs/09_charts.ipynb #5765d02e
 import csv
 import functools
 import hashlib
@@ -19,13 +21,21 @@ import json
 import math
 import os
 import pathlib
+import re
+import textwrap
+import warnings
+from xml.etree import ElementTree
 
 import altair as alt
 import numpy as np
 import pandas as pd
+from scipy.interpolate import RectBivariateSpline
+from scipy.special import fdtrc, fdtri
 
-from .allocation import optimum_frame
-from .fitting import budget_groups, fit_isoflop
+from .allocation import optimum_frame, regret, regret_band
+from .doubts import leave_future_out
+from .intervals import exponent_profile
+from .isoflop import budget_groups, fit_isoflop
 from .laws import sci_format, si_format
 
 # %% ../nbs/09_charts.ipynb #3958cdef
@@ -80,7 +90,53 @@ def chart_theme() -> alt.theme.ThemeConfig:
         "header": {"labelColor": _INK, "titleColor": _INK}, "text": {"color": _INK, "fontSize": 11}, "rule": {"color": _INK},
         "line": {"strokeCap": "round", "strokeJoin": "round"}}})
 
-# %% ../nbs/09_charts.ipynb #0d613b20
+# %% ../nbs/09_charts.ipynb #ca71c8ee
+_SVG = "http://www.w3.org/2000/svg"
+_SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "font-style", "text-anchor")   # what children inherit
+_SHORT = functools.partial(re.compile(r"\d+\.\d{3,}").sub, lambda v: f"{float(v[0]):.2f}".rstrip("0").rstrip("."))
+ElementTree.register_namespace("", _SVG)
+
+
+def _lean_svg(node) -> bool:
+    "Shorten an SVG in place, without a change that can be seen; False for an element that draws nothing."
+    for name, value in list(node.attrib.items()):
+        if name.startswith("aria-") or name in ("role", "pointer-events") or (name, value) == ("opacity", "1") or name == "class" and not re.search("title-text|^marks$", value):
+            del node.attrib[name]
+        elif name in ("d", "transform", "x", "y", "x1", "y1", "x2", "y2", "width", "height"):
+            node.attrib[name] = _SHORT(value)
+    for child in [c for c in node if not _lean_svg(c)]:
+        node.remove(child)
+    if node.tag == f"{{{_SVG}}}g":
+        for name in _SHARED:
+            values = {child.get(name) for child in node}
+            if len(values) == 1 and None not in values and name not in node.attrib:
+                node.attrib[name] = values.pop()
+                for child in node:
+                    del child.attrib[name]
+        return len(node) > 0
+    return node.tag != f"{{{_SVG}}}path" or bool(node.get("d")) and (node.get("fill") or node.get("stroke")) is not None or "clip" in node.attrib
+
+# %% ../nbs/09_charts.ipynb #ef9168f0
+def _lean_spec(spec, said=None):
+    "A copy of a spec in which no layer repeats the axis, scale or legend of an earlier one."
+    if not isinstance(spec, dict):
+        return spec
+    lean = {k: [_lean_spec(s) for s in v] if k in ("hconcat", "vconcat", "concat") else v for k, v in spec.items()}
+    said = {} if said is None else said
+    if "layer" in lean:
+        lean["layer"] = [_lean_spec(s, said) for s in lean["layer"]]
+    if "encoding" in lean:
+        lean["encoding"] = {channel: _once(channel, e, said) for channel, e in lean["encoding"].items()}
+    return lean
+
+
+def _once(channel, encoding, said):
+    "An encoding without what an earlier layer said of this channel."
+    if channel not in ("x", "y", "color", "shape"):
+        return encoding
+    return {k: v for k, v in encoding.items() if k not in ("axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
+
+# %% ../nbs/09_charts.ipynb #68eb5e6f
 def _vl_version() -> str:
     from altair.utils._importers import vl_version_for_vl_convert  # the Vega-Lite that this Altair writes, as vl-convert names it
     return vl_version_for_vl_convert()
@@ -91,7 +147,9 @@ def chart_svg(
 ) -> str:        # The picture as SVG text
     "Draw a spec without a browser."
     import vl_convert
-    return vl_convert.vegalite_to_svg(spec, vl_version=_vl_version())
+    svg = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version=_vl_version()))
+    _lean_svg(svg)
+    return ElementTree.tostring(svg, encoding="unicode")
 
 
 def chart_text(
@@ -104,7 +162,7 @@ def chart_text(
     parts = [chart_text(s) for k in ("hconcat", "vconcat", "concat") for s in spec.get(k, []) if isinstance(s, dict) and s.get("description")]
     return "\n\n".join([own, *parts] if own else parts) or "Altair chart"
 
-# %% ../nbs/09_charts.ipynb #4ffcb372
+# %% ../nbs/09_charts.ipynb #112db311
 _EMBED = {"actions": {"export": True, "source": False, "compiled": False, "editor": False}}   # the chart's menu: save as PNG or SVG, nothing that leaves the machine
 
 
@@ -115,7 +173,7 @@ def offline_renderer(
 ) -> dict:             # A Jupyter MIME bundle
     "A MIME bundle that JupyterLab draws interactively with no network, with an SVG and a text for everything else."
     own = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "usermeta": {"embedOptions": _EMBED, **spec.get("usermeta", {})}}
-    bundle = {"application/vnd.vegalite.v5+json": {**spec, **own}, "text/plain": chart_text(spec)}
+    bundle = {"application/vnd.vegalite.v5+json": {**_lean_spec(spec), **own}, "text/plain": chart_text(spec)}
     if svg:
         bundle["image/svg+xml"] = chart_svg(spec)
     return bundle
@@ -134,7 +192,7 @@ def use_offline_charts(
 
 use_offline_charts()
 
-# %% ../nbs/09_charts.ipynb #87b365bc
+# %% ../nbs/09_charts.ipynb #1f25f119
 def _plain(x):
     "A JSON value, six significant digits; None for a gap."
     if isinstance(x, (bool, np.bool_, str)) or x is None:
@@ -147,20 +205,20 @@ def _plain(x):
 
 def _data(
     frame: pd.DataFrame,
-    rows: int = 8,   # Longer frames travel as CSV: a quarter of the bytes in a saved notebook
-) -> alt.Data:       # Inline values
+    rows: int = 2,   # Longer frames travel as CSV: a quarter of the bytes in a saved notebook
+):                   # Inline data, which Altair stores once however many layers draw it
     "A frame as chart data."
     columns = {str(c): [_plain(v) for v in frame[c]] for c in frame}
     table = list(zip(*columns.values()))
     if len(table) <= rows:
-        return alt.Data(values=[dict(zip(columns, row)) for row in table])
+        return alt.InlineData(values=[dict(zip(columns, row)) for row in table])
     kinds = {c: "string" if any(isinstance(v, str) for v in column) else "boolean" if any(isinstance(v, bool) for v in column) else "number" for c, column in columns.items()}
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(columns), *[[str(v).lower() if isinstance(v, bool) else v for v in row] for row in table]])
-    return alt.Data(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=kinds))
+    text, show = io.StringIO(), lambda v: str(v).lower() if isinstance(v, bool) else v if v is None or isinstance(v, str) else f"{v:.6g}"
+    csv.writer(text, lineterminator="\n").writerows([list(columns), *[[show(v) for v in row] for row in table]])
+    return alt.InlineData(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=kinds))
 
-# %% ../nbs/09_charts.ipynb #0f660bee
-_SI_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
+# %% ../nbs/09_charts.ipynb #8011c5f2
+_SI_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '~s'), 'G', 'B')"   # no 'm' for thousandths: M is a million
 _FLOPS_LABEL = "replace(format(datum.value, '~e'), 'e+', 'e')"
 
 
@@ -175,10 +233,10 @@ def _log_domain(values, pad=.05, least=.3) -> list:
     return [float(f"{10 ** (lo - margin):.4g}"), float(f"{10 ** (hi + margin):.4g}")]
 
 
-def _log(channel, field, title, domain, flops=False, **axis):
-    "A log axis with round ticks and SI labels (or powers of ten for FLOPs)."
+def _log(channel, field, title, domain, flops=False, values=None, **axis):
+    "A log axis with round ticks (or ticks at `values`) and SI labels (or powers of ten for FLOPs)."
     return channel(f"{field}:Q", title=title, scale=alt.Scale(type="log", domain=domain, nice=False),
-                   axis=alt.Axis(values=log_ticks(*domain), labelExpr=_FLOPS_LABEL if flops else _SI_LABEL, **axis))
+                   axis=alt.Axis(values=log_ticks(*domain) if values is None else sorted({float(f"{v:.2g}") for v in values}), labelExpr=_FLOPS_LABEL if flops else _SI_LABEL, **axis))
 
 
 def _lin_domain(values, pad=.08) -> list:
@@ -207,35 +265,34 @@ def budget_names(
             break
     return _Names(zip(values, names))
 
-# %% ../nbs/09_charts.ipynb #c4387e8c
+# %% ../nbs/09_charts.ipynb #f41589ec
 def _budget_scales(budgets, name="budgets"):
     "Names, colour and shape of the budgets, smallest first, and a selection: a click in the legend picks budgets."
     names = budget_names(budgets)
     shown = list(names.values()) + ["unknown"] * any(not math.isfinite(b) for b in budgets)
     pick = alt.selection_point(fields=["C of"], bind="legend", name=name)
-    color = alt.Color("C of:N", title="budget (FLOPs)", scale=alt.Scale(domain=shown, range=budget_colors(len(shown))), sort=shown)
-    shape = alt.Shape("C of:N", title="budget (FLOPs)", scale=alt.Scale(domain=shown, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(shown))]), sort=shown)
+    legend = alt.Legend(columns=1 + (len(shown) - 1) // 14, symbolLimit=0)
+    color = alt.Color("C of:N", title="budget (FLOPs)", legend=legend, scale=alt.Scale(domain=shown, range=budget_colors(len(shown))))
+    shape = alt.Shape("C of:N", title="budget (FLOPs)", legend=legend, scale=alt.Scale(domain=shown, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(shown))]))
     return names, color, shape, pick
 
 
 def _faded(pick, shown=1.0, hidden=.12):
     return alt.when(pick).then(alt.value(shown)).otherwise(alt.value(hidden))
 
-# %% ../nbs/09_charts.ipynb #e16db2a8
-_SAYS = {"run_id": "run", "budget": "budget", "size": "size", "N": "N", "D": "D", "C": "C", "tokens_per_param": "D/N", "loss": "loss", "loss_std": "s.e. over held-out text",
-         "residual": "residual", "state": "state", "seed": "seed", "wall_s": "seconds", "flops_measured": "FLOPs measured", "attempt": "attempt", "reason": "reason",
+# %% ../nbs/09_charts.ipynb #7ad7a1e8
+_SAYS = {"run_id": "run", "budget": "budget", "size": "size", "N": "N, parameters", "D": "D, tokens", "C": "C, FLOPs", "tokens_per_param": "D/N", "loss": "loss", "loss_std": "s.e. over held-out text",
+         "predicted": "predicted loss", "residual": "residual", "state": "state", "seed": "seed", "wall_s": "seconds", "flops_measured": "measured FLOPs", "attempt": "attempt", "reason": "reason",
          "mock": "mock", "recipe": "recipe", "runs": "runs"}
 
 
 def _say(column, v) -> str:
     if v is None or (isinstance(v, (float, np.floating)) and not math.isfinite(v)):
         return "-"
-    if column in ("budget", "C", "flops_measured"):
-        return sci_format(v) + " FLOPs"
-    if column == "N":
-        return f"{si_format(v)} parameters ({v:,.0f})"
-    if column == "D":
-        return f"{si_format(v)} tokens ({v:,.0f})"
+    if column in ("C", "flops_measured"):
+        return sci_format(v)
+    if column in ("N", "D"):
+        return f"{si_format(v)} ({v:,.0f})"
     if column == "residual":
         return f"{v:+.2%}"
     return f"{v:.5g}" if isinstance(v, (float, np.floating)) else str(v)
@@ -243,15 +300,16 @@ def _say(column, v) -> str:
 
 def _told(
     frame: pd.DataFrame,
-    names: dict,  # budget -> name
-) -> tuple:  # (frame with text columns, list of tooltips)
-    "Add to each row what its tooltip says."
+    names: dict,     # budget -> name
+    *drawn,          # Columns that place the marks
+) -> tuple:          # (frame of these columns and of texts, list of tooltips)
+    "What is drawn of each row, and what its tooltip says."
     told = [c for c in _SAYS if c in frame and not (frame[c].isna() | (frame[c].astype(str) == "")).all()]
-    text = {_SAYS[c] + " ": [_say(c, v) for v in frame[c]] for c in told}
-    frame = frame.assign(**text)
+    text = {_SAYS[c] + " ": [_say(c, v) for v in frame[c]] for c in told if c != "budget"}
     if "budget" in frame:
-        frame["C of"] = [names[float(b)] for b in frame["budget"]]
-    return frame, [alt.Tooltip(f"{_SAYS[c]} :N", title=_SAYS[c]) for c in told]
+        text["C of"] = [names[float(b)] for b in frame["budget"]]
+    tips = [alt.Tooltip("C of:N", title="budget") if c == "budget" else alt.Tooltip(f"{_SAYS[c]} :N", title=_SAYS[c]) for c in told]
+    return frame[list(dict.fromkeys(drawn))].assign(**text), tips
 
 # %% ../nbs/09_charts.ipynb #75841bc0
 _MOCK = "mock: losses drawn from a known law, not measured"
@@ -282,7 +340,7 @@ def plan_frame(
         frame[c] = pd.to_numeric(frame[c], errors="coerce").astype(float)
     return frame.assign(tokens_per_param=frame["D"] / frame["N"]).sort_values(["budget", "N"], ignore_index=True)
 
-# %% ../nbs/09_charts.ipynb #a237eb47
+# %% ../nbs/09_charts.ipynb #95a5dc3e
 def plot_plan(
     plan,              # SweepPlan
     guide: float = 20, # Tokens per parameter of the dashed guide line
@@ -291,7 +349,7 @@ def plot_plan(
     frame = plan_frame(plan)
     shown = frame[(frame.N > 0) & (frame.D > 0)]
     names, color, shape, pick = _budget_scales(frame.budget, "pick_plan")
-    told, tips = _told(shown, names)
+    told, tips = _told(shown, names, "N", "D", "state")
     dx, dy = _log_domain(shown.N), _log_domain(shown.D)
     x, y = _log(alt.X, "N", "N, parameters", dx), _log(alt.Y, "D", "D, tokens", dy)
     ends = [max(dx[0], dy[0] / guide), min(dx[1], dy[1] / guide)]
@@ -304,12 +362,12 @@ def plot_plan(
     layers += [kept.mark_line(strokeWidth=1.5, strokeOpacity=.5), kept.mark_point(filled=True, size=70).encode(shape, tooltip=tips).add_params(pick)]
     out = told[told.state == "dropped"]
     if len(out):
-        layers.append(alt.Chart(_data(out)).mark_text(text="✕", fontSize=13, color=_INK).encode(x, y, tooltip=tips))
+        layers.append(alt.Chart(_data(out)).mark_text(text="×", fontSize=13, color=_INK).encode(x, y, tooltip=tips))
     runs = int(frame.runs.sum())
     reasons = ""
     if len(plan.dropped):
         one = plan.dropped.iloc[0]
-        reasons = f"✕ {len(plan.dropped)} cells dropped, such as N = {si_format(one.N)} at {names[float(one.budget)]}: {one.reason}"
+        reasons = f"× {len(plan.dropped)} {'cell' if len(plan.dropped) == 1 else 'cells'} dropped, such as N = {si_format(one.N)} at {names[float(one.budget)]}: {one.reason}"
     table = frame.groupby("budget").agg(runs=("runs", "sum"), N_min=("N", "min"), N_max=("N", "max")).reset_index()
     table = table.assign(budget=table.budget.map(names), N_min=table.N_min.map(si_format), N_max=table.N_max.map(si_format))
     return _finish(alt.layer(*layers), f"{runs} runs on {len(set(frame.budget))} budgets, {sci_format(plan.total_flops, 2)} FLOPs in all", reasons, table=table)
@@ -335,13 +393,13 @@ def run_points(
         frame["tokens_per_param"] = frame["D"] / frame["N"]
     return frame.sort_values(["budget", "N"], ignore_index=True)
 
-# %% ../nbs/09_charts.ipynb #b18bbe70
+# %% ../nbs/09_charts.ipynb #47ffd1da
 def _failed_layer(frame, x, top, color, names):
     "Crosses along the upper edge for the runs that failed."
-    told, tips = _told(frame.assign(loss=np.nan, at=top), names)
-    return alt.Chart(_data(told)).mark_text(text="✕", fontSize=14, fontWeight=700, dy=-2).encode(x, alt.Y("at:Q"), color, tooltip=tips)
+    told, tips = _told(frame.assign(loss=np.nan, at=top), names, "N", "at")
+    return alt.Chart(_data(told)).mark_text(text="×", fontSize=14, fontWeight=700, dy=-2).encode(x, alt.Y("at:Q"), color, tooltip=tips)
 
-# %% ../nbs/09_charts.ipynb #dcb26bff
+# %% ../nbs/09_charts.ipynb #173023d4
 def plot_runs(
     runs,  # Runs frame, or anything with .frame()
 ) -> alt.LayerChart:
@@ -349,7 +407,7 @@ def plot_runs(
     frame = run_points(runs)
     done, failed = frame[np.isfinite(frame.loss)], frame[frame.state == "FAILED"]
     names, color, shape, pick = _budget_scales(frame.budget, "pick_runs")
-    told, tips = _told(done, names)
+    told, tips = _told(done, names, "N", "loss")
     dy = _lin_domain(done.loss)
     x = _log(alt.X, "N", "N, parameters", _log_domain(frame.N))
     y, mean = (alt.Y(f, title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False)) for f in ("loss:Q", "mean(loss):Q"))
@@ -363,7 +421,7 @@ def plot_runs(
     title = f"{len(done)} of {len(frame)} runs ended with a loss" if len(done) < len(frame) else f"{len(done)} runs, all with a loss"
     edge = f"lowest loss at an end of the sampled sizes: {', '.join(at_edge)}" if at_edge else "every budget has its lowest loss inside the sampled sizes"
     table = best.assign(budget=best.budget.map(names), N=best.N.map(si_format), loss=best.loss.round(4))[["budget", "N", "loss"]]
-    return _finish(alt.layer(*layers), title, edge if len(done) else "", f"✕ {len(failed)} failed" if len(failed) else "", table=table, mock=_is_mock(frame))
+    return _finish(alt.layer(*layers), title, edge if len(done) else "", f"× {len(failed)} failed" if len(failed) else "", table=table, mock=_is_mock(frame))
 
 
 def _is_mock(frame) -> bool:
@@ -423,17 +481,16 @@ def _stored_curves(storage, ids=None) -> pd.DataFrame:
     columns = ["run_id", "budget", "size", "N", "D", "state", "final", "reason", "mock", "step", "tokens", "flops", "loss"]
     return pd.DataFrame(rows, columns=columns).dropna(subset=["tokens", "loss"])
 
-# %% ../nbs/09_charts.ipynb #edc1a337
+# %% ../nbs/09_charts.ipynb #717c2d23
 def _curve_data(frame, names):
     "Points (small rows) and runs (one row each), joined again in the browser: a fifth of the bytes."
     order = frame.drop_duplicates("run_id", keep="last").sort_values(["budget", "N"])
     number = {r: i for i, r in enumerate(order.run_id)}
     about = order.assign(r=range(len(order)), C=order["flops"] / order["tokens"] * order["D"], loss=order["final"])
-    about, tips = _told(about[[c for c in ("r", "run_id", "budget", "size", "N", "D", "C", "loss", "state", "reason", "mock") if c in about]], names)
-    shown = ["r", "C of", "state"] + [t.shorthand.rsplit(":", 1)[0] for t in tips]
-    return frame["run_id"].map(number), about[shown], tips, shown[1:]
+    about, tips = _told(about[[c for c in ("r", "run_id", "budget", "size", "N", "D", "C", "loss", "state", "reason", "mock") if c in about]], names, "r", "state")
+    return frame["run_id"].map(number), about, tips, list(about.columns[1:])
 
-# %% ../nbs/09_charts.ipynb #630bf4af
+# %% ../nbs/09_charts.ipynb #0e993932
 def plot_curves(
     source,              # Storage, path or URL; or a frame as `curves_frame` makes it
     x: str = "tokens",   # "tokens" or "flops"
@@ -457,21 +514,21 @@ def plot_curves(
     ends = alt.Chart(_data(pd.DataFrame({"r": r, "x": frame[x], "y": frame.loss})[last])).transform_lookup("r", lookup).encode(ex, ey, color, tooltip=tips, opacity=_faded(pick))
     layers = [line.mark_line(strokeWidth=1.4, clip=True).encode(detail="r:N", tooltip=tips),
               ends.transform_filter("datum.state != 'FAILED'").mark_circle(size=28, clip=True).add_params(pick),
-              ends.transform_filter("datum.state == 'FAILED'").mark_text(text="✕", fontSize=14, fontWeight=700)]
+              ends.transform_filter("datum.state == 'FAILED'").mark_text(text="×", fontSize=14, fontWeight=700)]
     runs = frame.drop_duplicates("run_id", keep="last")
     failed = int((runs.state == "FAILED").sum())
     done = runs[np.isfinite(runs["final"].astype(float))]
     title = f"{len(runs)} training curves" + (f"; the lowest held-out loss is {done['final'].min():.3f} at N = {si_format(done.loc[done['final'].idxmin(), 'N'])}" if len(done) else "")
     table = runs.groupby("budget").agg(runs=("run_id", "size"), training=("loss", "min"), held_out=("final", "min")).reset_index()
     table = table.assign(budget=table.budget.map(names), training=table.training.round(3), held_out=table.held_out.round(4))
-    notes = "; ".join([f"running mean over {100 * smooth:g} % of the tokens seen"] * bool(smooth) + [f"✕ {failed} failed"] * bool(failed))
+    notes = "; ".join([f"running mean over {100 * smooth:g} % of the tokens seen"] * bool(smooth) + [f"× {failed} failed"] * bool(failed))
     return _finish(alt.layer(*layers), title, notes, table=table, mock=_is_mock(runs))
 
-# %% ../nbs/09_charts.ipynb #79e91b4a
+# %% ../nbs/09_charts.ipynb #5b63fb0c
 def isoflop_frame(
     isoflop,         # IsoFlopFit
     fit=None,        # FitResult to lay over it
-    points: int = 41,  # Points of each curve
+    points: int = 25,  # Points of each curve
 ) -> pd.DataFrame:   # kind ("run", "parabola", "surface", "minimum"), budget, N, D, C, loss, N_low, N_high, interior
     "All that the picture of the profiles shows, in one table."
     rows = []
@@ -491,22 +548,27 @@ def isoflop_frame(
     columns = ["kind", "budget", "N", "D", "C", "loss", "N_low", "N_high", "interior"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/09_charts.ipynb #173dc395
+# %% ../nbs/09_charts.ipynb #f2d3cef2
 def _isoflop_title(isoflop) -> tuple:
     "The finding, and what to know of it."
     b, names = isoflop.budgets, budget_names(isoflop.budgets["budget"])
     good = int((b["status"] == "ok").sum())
     grows = f": N* grows as C^{isoflop.a:.2f}" if isoflop.status.ok and math.isfinite(isoflop.a) else ": too few for an exponent"
     title = f"All {len(b)} budgets have a minimum inside their sizes{grows}" if good == len(b) else f"{good} of {len(b)} budgets have a minimum inside their sizes{grows}"
-    return title, [f"not {names[r.budget]}: {r.reason}" for r in b.itertuples() if r.status != "ok"]
+    out = [f"not {names[r.budget]}: {r.reason}" for r in b.itertuples() if r.status != "ok"]
+    return title, out if len(out) < 4 else [*out[:2], f"and {len(out) - 2} budgets more"]
 
-# %% ../nbs/09_charts.ipynb #cb1011b3
+# %% ../nbs/09_charts.ipynb #8d67f981
 def plot_isoflop(
-    isoflop,    # IsoFlopFit
+    isoflop,    # IsoFlopFit; or a FitResult alone, whose runs get their parabolas here
     fit=None,   # FitResult to lay over it, dotted
     runs=None,  # Runs frame; its failed runs are marked
 ) -> alt.LayerChart:
-    "Loss against N along each budget: runs, parabolas, minima with their 90 % interval."
+    "Loss against N along each budget: runs, parabolas, minima with their 90 % interval, the surface dotted."
+    if not hasattr(isoflop, "line"):
+        fit, isoflop = isoflop, _isoflop_of(isoflop)
+        if isoflop is None:
+            return _no_answer(fit, "Profiles need two budgets of three sizes or more, and these runs do not lie on such budgets.", "These runs have no IsoFLOP profiles")
     frame = isoflop_frame(isoflop, fit)
     lost = run_points(runs).query("state == 'FAILED'") if runs is not None else pd.DataFrame()
     if len(lost):
@@ -518,7 +580,7 @@ def plot_isoflop(
     y = alt.Y("loss:Q", title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False))
 
     def chart(rows):
-        told, tips = _told(rows.dropna(axis=1, how="all").drop(columns=["interior", "kind"]), names)
+        told, tips = _told(rows, names, "N", "loss", *(["N_low", "N_high"] if rows.N_low.notna().any() else []))
         return alt.Chart(_data(told)).encode(x, y, color), tips
     layers = []
     for kind, ok, style in (("surface", None, dict(strokeDash=[1, 4], strokeWidth=1.6)), ("parabola", True, dict(strokeWidth=1.8)), ("parabola", False, dict(strokeDash=[6, 4], strokeWidth=1.4))):
@@ -537,17 +599,24 @@ def plot_isoflop(
     if len(lost):
         layers.append(_failed_layer(lost, x, dy[1], color, names))
     title, notes = _isoflop_title(isoflop)
-    about = "◇ minimum with its 90 % interval" + ("; dotted: the surface fit" if fit is not None and fit.law is not None else "") + (f"; ✕ {len(lost)} failed" if len(lost) else "")
+    about = "diamonds: minima with their 90 % intervals" + ("; dotted: the surface fit" if fit is not None and fit.law is not None else "") + (f"; × {len(lost)} failed" if len(lost) else "")
     table = low.assign(budget=low.budget.map(names), N=low.N.map(si_format), D=low.D.map(si_format), loss=low.loss.round(4))[["budget", "N", "D", "loss"]]
-    return _finish(alt.layer(*layers), title, *notes[:3], about if len(low) else "", table=table, mock=isoflop.mock)
+    return _finish(alt.layer(*layers), title, *notes, about if len(low) else "", table=table, mock=isoflop.mock)
 
-# %% ../nbs/09_charts.ipynb #3b41e962
+# %% ../nbs/09_charts.ipynb #94eddc3d
+def _end_of(fit, C):
+    "The largest compute to show: ten times the largest budget when None."
+    if C is not None and not (math.isfinite(C) and C > 0):
+        raise ValueError(f"`C` must be positive, finite FLOPs, but got {C!r}.")
+    top = float(np.max(fit.C))
+    return max(10 * top if C is None else float(C), top)
+
+
 @functools.lru_cache(maxsize=16)
-def _path(fit, end, isoflop, level, seed_noise, n_boot, seed, points):
+def _path(fit, end, isoflop, level, interval, seed_noise, n_boot, seed, points):
     top, bottom = float(np.max(fit.C)), float(np.min(fit.C))
-    end = max(end or 10 * top, top)
-    grid = np.unique(np.concatenate([np.geomspace(bottom, top, points // 2 + 1), np.geomspace(top, end, points - points // 2)]))
-    frame = optimum_frame(fit, grid, isoflop=isoflop, level=level, seed_noise=seed_noise, n_boot=n_boot, seed=seed)
+    grid = np.unique(np.concatenate([np.geomspace(bottom, top, points // 2 + 1), np.geomspace(top, _end_of(fit, end), points - points // 2)]))
+    frame = optimum_frame(fit, grid, isoflop=isoflop, level=level, interval=interval if n_boot else None, seed_noise=seed_noise, n_boot=n_boot, seed=seed)
     return frame.assign(extrapolated=frame.extrapolation > 1.001)
 
 
@@ -555,16 +624,17 @@ def optimum_path(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs; ten times the largest budget when None
     isoflop=None,         # IsoFlopFit of the same runs, where `fit` is a FitResult
-    level: float = .9,    # Of the interval
+    level: float = .9,    # Of both bands
+    interval: str = "auto",  # Method of the inner band, as in `compute_optimal`; None for no bands
     seed_noise: float = None,  # As in `compute_optimal`
-    n_boot: int = 400,    # Replicates behind the interval; 0 for none
+    n_boot: int = 400,    # Replicates, where a bootstrap is used; 0 for no bands
     seed: int = 0,
     points: int = 13,     # Along the line
 ) -> pd.DataFrame:        # As `allocation.optimum_frame`, and whether the row is extrapolated
-    "The optimum and its interval, from the smallest budget to `C`. ValueError where no optimum can be read off the runs."
-    return _path(fit, C, isoflop, level, seed_noise, n_boot, seed, points).copy()
+    "The optimum and its two bands, from the smallest budget to `C`. ValueError where no optimum can be read off the runs."
+    return _path(fit, C, isoflop, level, interval, seed_noise, n_boot, seed, points).copy()
 
-# %% ../nbs/09_charts.ipynb #c4c6fdff
+# %% ../nbs/09_charts.ipynb #4a03d0a2
 _ANSWER = "#12938a"   # the colour of what is concluded; no budget has it
 
 
@@ -574,23 +644,23 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
     x = _log(alt.X, "C", "C, FLOPs", dx, flops=True)
     scale = alt.Scale(type="log", domain=domain, nice=False) if log else alt.Scale(domain=domain, nice=False)
     y = _log(alt.Y, column, title, domain) if log else alt.Y(f"{column}:Q", title=title, scale=scale)
-    low, high = alt.Y(f"{column}_low:Q", title=title, scale=scale), alt.Y2(f"{column}_high:Q")
     show = si_format if log else "{:.4f}".format
-    ends = zip(frame[f"{column}_low"], frame[f"{column}_high"])
-    text = frame.assign(**{"C ": [sci_format(v) + " FLOPs" for v in frame.C], "best ": [show(v) for v in frame[column]],
-                           "interval ": [f"{show(lo)} to {show(hi)}" if math.isfinite(lo) else "none" for lo, hi in ends]})
-    data = _data(text[["C", column, f"{column}_low", f"{column}_high", "extrapolated", "C ", "best ", "interval "]])
+    bands = [b for b in (f"{column}_outer", column) if f"{b}_low" in frame and frame[f"{b}_low"].notna().any()]   # the wider one is drawn first
+    told = {f"{b} ": [f"{show(lo)} to {show(hi)}" if math.isfinite(lo) else "none" for lo, hi in zip(frame[f"{b}_low"], frame[f"{b}_high"])] for b in bands}
+    text = frame.assign(**{"C ": [sci_format(v) + " FLOPs" for v in frame.C], "best ": [show(v) for v in frame[column]], **told})
+    data = _data(text[["C", column, *(f"{b}_{e}" for b in bands for e in ("low", "high")), "extrapolated", "C ", "best ", *told]])
     base, layers = alt.Chart(data), []
     top = frame.C[~frame.extrapolated].max()
     if frame.extrapolated.any():
         zone = alt.Data(values=[{"from": top, "to": dx[1], "says": f"extrapolated, up to {frame.C.max() / top:.3g} times"}])
         layers += [alt.Chart(zone).mark_rect(color=_INK, opacity=.1).encode(x=alt.X("from:Q"), x2="to:Q"),
                    alt.Chart(zone).mark_text(align="right", baseline="middle", fontStyle="italic", dx=-5, dy=-10 if log else 10).encode(x="to:Q", y=alt.value("height" if log else 0), text="says:N")]
-    if frame[f"{column}_low"].notna().any():
-        layers.append(base.mark_area(color=_ANSWER, opacity=.25, clip=True).encode(x, low, high))
+    for b in bands:
+        layers.append(base.mark_area(color=_ANSWER, opacity=.18 if b != column else .3, clip=True).encode(x, alt.Y(f"{b}_low:Q", title=title, scale=scale), alt.Y2(f"{b}_high:Q")))
     if other is not None:
         layers.append(alt.Chart(_data(other[["C", column]])).mark_line(color=_ANSWER, strokeWidth=1.8, strokeDash=[1, 4], clip=True).encode(x, y))
-    tips = [alt.Tooltip("C :N", title="C"), alt.Tooltip("best :N", title=title), alt.Tooltip("interval :N", title="interval")]
+    names_of = {column: "interval", f"{column}_outer": "outer band"}
+    tips = [alt.Tooltip("C :N", title="C"), alt.Tooltip("best :N", title=title), *(alt.Tooltip(f"{b} :N", title=names_of[b]) for b in bands[::-1])]
     layers += [base.transform_filter("!datum.extrapolated").mark_line(color=_ANSWER, strokeWidth=2.2, clip=True).encode(x, y),
                base.transform_filter(f"datum.C >= {top:.8g}").mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5], clip=True).encode(x, y),
                base.mark_point(opacity=0, size=160, clip=True).encode(x, y, tooltip=tips)]
@@ -598,11 +668,11 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
         layers += _budget_dots(dots, column, x, y, names)
     return alt.layer(*layers)
 
-# %% ../nbs/09_charts.ipynb #ab5029bf
+# %% ../nbs/09_charts.ipynb #71fa96bf
 def _budget_dots(dots, column, x, y, names):
     "The minima of the budgets, with their intervals where there are any."
     names_, color, shape, _ = _budget_scales(names)
-    told, tips = _told(dots, names_)
+    told, tips = _told(dots, names_, "C", *(c for c in dots if c == column or c.startswith(f"{column}_")))
     base, layers = alt.Chart(_data(told)), []
     if f"{column}_low" in dots:
         layers.append(base.mark_rule(strokeWidth=2).encode(x, y, alt.Y2(f"{column}_high:Q"), color).encode(y=alt.Y(f"{column}_low:Q")))
@@ -643,30 +713,45 @@ def _other_line(fit, isoflop, method, C):
         D = np.asarray(C) / isoflop.flops_per_token(N)
     return pd.DataFrame({"C": C, "N": N, "D": D})
 
-# %% ../nbs/09_charts.ipynb #6f5a779f
+# %% ../nbs/09_charts.ipynb #a56c23c1
 def _spread_text(low, high, level, show=si_format) -> str:
     return f" ({100 * level:g} %: {show(low)} to {show(high)})" if math.isfinite(low) else " (no interval)"
 
 
-def _no_answer(fit, why):
-    "The chart of a fit that has no optimum: its reason."
-    empty = alt.Chart(alt.Data(values=[{"says": why}])).mark_text(align="left", x=0).encode(text="says:N").properties(width=460, height=40)
-    return _finish(alt.layer(empty), "No optimum can be read off these runs", mock=fit.mock)
+def _no_answer(fit, why, title="No optimum can be read off these runs"):
+    "The chart of a fit that cannot answer: its reason."
+    return _finish(_no_answer_panel(why), title, mock=fit.mock)
 
-# %% ../nbs/09_charts.ipynb #1d121df6
+
+def _no_answer_panel(why):
+    lines = alt.Data(values=[{"says": line, "line": i} for i, line in enumerate(textwrap.wrap(why, 80))])
+    empty = alt.Chart(lines).mark_text(align="left", x=0).encode(alt.Y("line:O", axis=None), text="says:N").properties(width=460, height=alt.Step(18))
+    return alt.layer(empty)
+
+
+def _law_of(fit):
+    "The law of a surface fit. ValueError with the fit's own reason where there is none, TypeError for an IsoFlopFit."
+    if hasattr(fit, "line"):
+        raise TypeError("This picture needs a law of N and D, but got IsoFLOP parabolas. Pass the FitResult of `fit_law`.")
+    if fit.law is None:
+        raise ValueError(f"These runs gave no law to draw. {fit.message}")
+    return fit.law
+
+# %% ../nbs/09_charts.ipynb #1089203f
 def plot_optimum(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs; ten times the largest budget when None
     isoflop=None,         # IsoFlopFit of the same runs, where `fit` is a FitResult; fitted here when None
-    level: float = .9,    # Of the interval
+    level: float = .9,    # Of both bands
+    interval: str = "auto",  # Method of the inner band, as in `compute_optimal`; None for no bands
     seed_noise: float = None,  # As in `compute_optimal`
-    n_boot: int = 400,    # Replicates behind the interval; 0 for none
+    n_boot: int = 400,    # Replicates, where a bootstrap is used; 0 for no bands
     seed: int = 0,
 ) -> alt.HConcatChart:
-    "N* and D* against compute: the answer with its interval, the extrapolated part shaded and dashed, the other method dotted, each budget's own minimum."
+    "N* and D* against compute: the answer with its two bands, the extrapolated part shaded and dashed, the other method dotted, each budget's own minimum."
     isoflop = _isoflop_of(fit, isoflop)
     try:
-        frame = optimum_path(fit, C, None if hasattr(fit, "line") else isoflop, level, seed_noise, n_boot, seed)
+        frame = optimum_path(fit, C, None if hasattr(fit, "line") else isoflop, level, interval, seed_noise, n_boot, seed)
     except ValueError as e:
         return _no_answer(fit, str(e))
     method = frame.method.iloc[0]
@@ -674,70 +759,77 @@ def plot_optimum(
     dots = _minima(isoflop) if isoflop is not None else None
     panels = []
     for column, title in (("N", "N*, parameters"), ("D", "D*, tokens")):
-        values = [v for f in (frame, dots, other) if f is not None for c in (column, f"{column}_low", f"{column}_high") if c in f for v in f[c].dropna()]
-        names = isoflop.budgets["budget"] if isoflop is not None else []
+        values = [v for f in (frame, dots, other) if f is not None for c in f if c == column or c.startswith(f"{column}_") for v in f[c].dropna()]
+        names = dots.budget if dots is not None else []
         panels.append(_against_compute(frame, column, title, True, _log_domain(values), dots, names, other).properties(width=300, height=260))
-    used = isoflop if method == "isoflop" else fit
-    a, b = (used.a, used.b) if method == "isoflop" else (used.law.a, used.law.b)
-    last, called = frame.iloc[-1], dict(surface="surface through all runs", isoflop="IsoFLOP line")
+    first, last, called = frame.iloc[0], frame.iloc[-1], dict(surface="surface through all runs", isoflop="IsoFLOP line")
+    a, b = (math.log(last[q] / first[q]) / math.log(last.C / first.C) for q in ("N", "D"))
+    outer = f"pale band, for a law that may be smoothly a little wrong: N* from {si_format(last.N_outer_low)} to {si_format(last.N_outer_high)}" if math.isfinite(last.N_outer_low) else ""
     note = f"line: {called[method]}" + (f"; dotted: {called['surface' if method == 'isoflop' else 'isoflop']}, N* = {si_format(other.N.iloc[-1])} there" if other is not None else "")
     table = frame.iloc[[0, int((~frame.extrapolated).sum()) - 1, -1]]
     table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format), "loss": table.loss.round(4)})
     return _finish(alt.hconcat(*panels, spacing=30), f"N* grows as C^{a:.2f}, D* as C^{b:.2f}",
-                   f"at {sci_format(last.C)} FLOPs: N* = {si_format(last.N)}{_spread_text(last.N_low, last.N_high, level)}, D* = {si_format(last.D)}", note, table=table, mock=fit.mock)
+                   f"at {sci_format(last.C)} FLOPs: N* = {si_format(last.N)}{_spread_text(last.N_low, last.N_high, level)}, D* = {si_format(last.D)}", outer, note, table=table, mock=fit.mock)
 
-# %% ../nbs/09_charts.ipynb #695b2cc6
-def _runs_of(fit) -> pd.DataFrame:
-    "The runs that a fit was made from."
-    group = fit.group if hasattr(fit, "group") else budget_groups(fit.C)
+# %% ../nbs/09_charts.ipynb #b652de68
+def _runs_of(fit, most=12) -> pd.DataFrame:
+    "The runs that a fit was made from. A cloud that lies on more than `most` budgets is cut into bins of compute."
+    group = fit.group if hasattr(fit, "group") else budget_groups(fit.C if fit.budget is None else fit.budget)
+    if group.max() >= most:
+        x = np.log(fit.C)
+        group = np.round((x - x.min()) / np.ptp(x) * 7).astype(int)
     budget = pd.Series(fit.C).groupby(group).transform(lambda v: math.exp(np.log(v).mean())).to_numpy()
     return pd.DataFrame(dict(budget=budget, N=fit.N, D=fit.D, C=fit.C, loss=fit.L, tokens_per_param=fit.D / fit.N))
 
-# %% ../nbs/09_charts.ipynb #9f51248c
+# %% ../nbs/09_charts.ipynb #6862d047
 def loss_frame(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs
     isoflop=None,         # IsoFlopFit of the same runs, where `fit` is a FitResult
     level: float = .9,
+    interval: str = "auto",
     seed_noise: float = None,
     n_boot: int = 400,
     seed: int = 0,
-) -> pd.DataFrame:        # C, loss, loss_low, loss_high, method, extrapolated
-    "The lowest loss that compute buys, with its interval."
-    return optimum_path(fit, C, isoflop, level, seed_noise, n_boot, seed)[["C", "loss", "loss_low", "loss_high", "method", "extrapolated"]]
+) -> pd.DataFrame:        # C, loss, loss_low, loss_high, loss_outer_low, loss_outer_high, method, extrapolated
+    "The lowest loss that compute buys, with its two bands."
+    return optimum_path(fit, C, isoflop, level, interval, seed_noise, n_boot, seed)[["C", "loss", "loss_low", "loss_high", "loss_outer_low", "loss_outer_high", "method", "extrapolated"]]
 
-# %% ../nbs/09_charts.ipynb #0ea7c470
-def _trend(fit, isoflop, method) -> tuple:
+# %% ../nbs/09_charts.ipynb #21f5824d
+def _trend(fit, isoflop, frame) -> tuple:
     "(exponent, floor) of the lowest loss against compute; NaN where unknown."
-    if method == "isoflop":
+    if frame.method.iloc[0] == "isoflop":
         law = (isoflop if isoflop is not None else fit).loss_law
         return (law.s, law.c) if law is not None else (math.nan, math.nan)
-    law = fit.law
-    return -law.alpha * law.beta / (law.alpha + law.beta), law.E
+    floor = getattr(fit.law, "floor", getattr(fit.law, "E", math.nan))
+    above = frame.loss.iloc[[0, -1]].to_numpy() - floor
+    return (math.log(above[1] / above[0]) / math.log(frame.C.iloc[-1] / frame.C.iloc[0]) if (above > 0).all() else math.nan), floor
 
-# %% ../nbs/09_charts.ipynb #4be54062
+# %% ../nbs/09_charts.ipynb #e784c7c4
 def plot_loss(
     fit,                  # FitResult or IsoFlopFit
     C: float = None,      # Largest compute to show, FLOPs; ten times the largest budget when None
     isoflop=None,         # IsoFlopFit of the same runs, where `fit` is a FitResult; fitted here when None
-    level: float = .9,    # Of the interval
+    level: float = .9,    # Of both bands
+    interval: str = "auto",  # Method of the inner band, as in `compute_optimal`; None for no bands
     seed_noise: float = None,  # As in `compute_optimal`
-    n_boot: int = 400,    # Replicates behind the interval; 0 for none
+    n_boot: int = 400,    # Replicates, where a bootstrap is used; 0 for no bands
     seed: int = 0,
 ) -> alt.LayerChart:
-    "Loss against compute: all runs, the lowest loss with its interval, the floor."
+    "Loss against compute: all runs, the lowest loss with its two bands, the floor."
     isoflop = _isoflop_of(fit, isoflop)
     try:
-        frame = loss_frame(fit, C, None if hasattr(fit, "line") else isoflop, level, seed_noise, n_boot, seed).dropna(subset=["loss"])
+        frame = loss_frame(fit, C, None if hasattr(fit, "line") else isoflop, level, interval, seed_noise, n_boot, seed).dropna(subset=["loss"])
     except ValueError as e:
         return _no_answer(fit, str(e))
     if not len(frame):
         return _no_answer(fit, "A loss against compute needs three budgets with a minimum inside their sizes.")
     runs = _runs_of(fit)
     names, color, shape, pick = _budget_scales(runs.budget, "pick_loss")
-    told, tips = _told(runs, names)
-    slope, floor = _trend(fit, isoflop, frame.method.iloc[0])
-    values = [*runs.loss, *frame.loss, *frame.loss_low.dropna(), *frame.loss_high.dropna()]
+    told, tips = _told(runs, names, "C", "loss")
+    slope, floor = _trend(fit, isoflop, frame)
+    values = [*runs.loss, *frame.filter(regex="^loss").to_numpy().ravel()]
+    values = [v for v in values if math.isfinite(v)]
     seen = math.isfinite(floor) and floor > min(values) - 1.0 * (max(values) - min(values))   # a floor far below would press the data into a corner
     dy = _lin_domain([*values, *([floor] if seen else [])])
     panel = _against_compute(frame, "loss", "held-out loss, nats/token", False, dy)
@@ -750,12 +842,109 @@ def plot_loss(
         at = alt.Y("floor:Q", title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False))
         layers += [line.mark_rule(strokeDash=[2, 4], strokeWidth=1.2).encode(at), line.mark_text(align="left", x=4, dy=-7).encode(at, text="says:N")]
     table = pd.DataFrame({"C": frame.C.iloc[[0, -1]].map(sci_format), "loss": frame.loss.iloc[[0, -1]].round(4)})
-    return _finish(alt.layer(*layers), f"The lowest loss falls as C^{slope:.3f} towards {floor:.3g} nats/token" + ("" if seen else " (floor below the picture)"), table=table, mock=fit.mock)
+    where = f" towards {floor:.3g} nats/token" + ("" if seen else " (floor below the picture)") if math.isfinite(floor) else ""
+    fall = f"The lowest loss falls as C^{slope:.3f}{where}" if math.isfinite(slope) else f"The lowest loss falls to {frame.loss.iloc[-1]:.3g} nats/token at {sci_format(frame.C.iloc[-1])} FLOPs"
+    bands = "pale band: also if the law is smoothly a little wrong" if frame.loss_outer_low.notna().any() else ""
+    return _finish(alt.layer(*layers), fall, bands, table=table, mock=fit.mock)
 
-# %% ../nbs/09_charts.ipynb #1d946872
+# %% ../nbs/09_charts.ipynb #b31b567d
+def _falls_to(
+    loss,    # Callable of an array (P,), falling in each entry
+    level,   # To reach
+    lo, hi,  # Where to look, > 0
+    n,       # P
+):           # (P,); NaN where the level is not reached between `lo` and `hi`
+    "Where falling functions reach a level, by bisection in the logarithm."
+    lo, hi = (np.full(n, math.log(v)) for v in (lo, hi))
+    found = (loss(np.exp(lo)) >= level) & (loss(np.exp(hi)) <= level)
+    for _ in range(50):
+        mid = (lo + hi) / 2
+        above = loss(np.exp(mid)) > level
+        lo, hi = np.where(above, mid, lo), np.where(above, hi, mid)
+    return np.where(found, np.exp((lo + hi) / 2), np.nan)
+
+
+def _contour(law, curve, level, N, D) -> pd.DataFrame:
+    "Points of one contour, at the sizes N (P,) and at the tokens D (P,): loss, N, D, C, rising in N."
+    tokens = _falls_to(lambda d: law.loss(N, d), level, D[0], D[-1], len(N))
+    sizes = _falls_to(lambda n: law.loss(n, D), level, N[0], N[-1], len(D))
+    one = pd.DataFrame(dict(loss=level, N=np.concatenate([N, sizes]), D=np.concatenate([tokens, D]))).dropna()
+    return one.assign(C=curve(one.N.to_numpy()) * one.D).sort_values("N")
+
+
+def _round_levels(C, losses, n=6) -> list:
+    "About `n` round losses along the frontier, evenly spread over its compute (rising)."
+    x = np.log(C)
+    at = np.interp(x[0] + (np.arange(n) + .5) / n * (x[-1] - x[0]), x, losses)
+    digits = next(d for d in range(9) if len(set(np.round(at, d))) == n or d == 8)
+    return sorted({float(v) for v in np.round(at, digits)})
+
+# %% ../nbs/09_charts.ipynb #c2fda1ab
+def isoloss_frame(
+    fit,               # FitResult
+    C: float = None,   # Largest compute to show, FLOPs; ten times the largest budget when None
+    levels=None,       # Losses of the contours, nats/token; about six round ones when None
+    points: int = 41,  # Along each line
+) -> pd.DataFrame:     # kind ("contour", "frontier", "run"), loss, N, D, C, budget, extrapolated
+    "Contours of a law, its efficient frontier and the runs. ValueError for a fit without a law."
+    law, end = _law_of(fit), _end_of(fit, C)
+    top, runs = float(fit.C.max()), _runs_of(fit)
+    grid = np.unique(np.concatenate([np.geomspace(fit.C.min(), top, points // 2 + 1), np.geomspace(top, end, points // 2 + 1)]))
+    n, d, low = law.optimum(grid, fit.curve)
+    frontier = pd.DataFrame(dict(kind="frontier", loss=low, N=n, D=d, C=grid, extrapolated=grid > 1.001 * top))
+    sizes = np.geomspace(min(n.min(), fit.N.min()) / 3, 3 * max(n.max(), fit.N.max()), points)
+    tokens = np.geomspace(min(d.min(), fit.D.min()) / 3, 3 * end / fit.curve(sizes[0]), points)
+    levels = _round_levels(grid, low) if levels is None else sorted(map(float, levels))
+    contours = [_contour(law, fit.curve, level, sizes, tokens).assign(kind="contour", extrapolated=False) for level in levels]
+    frame = pd.concat([frontier, runs.assign(kind="run", extrapolated=False), *contours], ignore_index=True)
+    return frame[["kind", "loss", "N", "D", "C", "budget", "extrapolated"]]
+
+# %% ../nbs/09_charts.ipynb #022d3123
+def plot_isoloss(
+    fit,              # FitResult
+    C: float = None,  # Largest compute to show, FLOPs; ten times the largest budget when None
+    x: str = "C",     # "C" or "D": what lies across
+    levels=None,      # Losses of the contours, nats/token
+) -> alt.LayerChart:
+    "Contours of equal loss in the plane of N and compute (or tokens), the runs, and the efficient frontier, dashed where extrapolated."
+    if x not in ("C", "D"):
+        raise ValueError(f"`x` must be 'C' or 'D', but got {x!r}.")
+    try:
+        frame = isoloss_frame(fit, C, levels)
+    except ValueError as e:
+        return _no_answer(fit, str(e), "There is no law to draw contours of")
+    contour, frontier, runs = (frame[frame.kind == k] for k in ("contour", "frontier", "run"))
+    seen = pd.concat([frontier, runs])
+    dx, dy = _log_domain(seen[x], .03), _log_domain(seen.N, .05)
+    names, color, shape, pick = _budget_scales(runs.budget, "pick_isoloss")
+    ex, ey = _log(alt.X, x, "C, FLOPs" if x == "C" else "D, tokens", dx, flops=x == "C"), _log(alt.Y, "N", "N, parameters", dy)
+    tip = contour.loc[contour.groupby("loss").C.idxmin()] if len(contour) else contour
+    tip = tip[tip[x].between(*dx) & tip.N.between(*dy)]
+    digits = next((d for d in range(9) if np.allclose(tip.loss, tip.loss.round(d), rtol=0, atol=1e-12)), 9)
+    near = contour[contour[x].between(dx[0] / 2, dx[1] * 2) & contour.N.between(dy[0] / 2, dy[1] * 2)]
+    lines = alt.Chart(_data(near[["loss", "N", x]])).encode(ex, ey, detail="loss:N")
+    edge = frontier[~frontier.extrapolated].iloc[-1]
+    ahead = frontier[frontier.C >= edge.C]
+    layers = [alt.Chart(_data(pd.DataFrame({"from": [edge.C], "to": [dx[1]]}))).mark_rect(color=_INK, opacity=.1).encode(alt.X("from:Q"), x2="to:Q")] if x == "C" and len(ahead) > 1 else []
+    layers += [lines.mark_line(color=_INK, strokeWidth=1, strokeOpacity=.75, clip=True).encode(order="N:Q", tooltip=alt.Tooltip("loss:Q", title="loss, nats/token")),
+               alt.Chart(_data(frontier.loc[~frontier.extrapolated, ["N", x]])).mark_line(color=_ANSWER, strokeWidth=2.2).encode(ex, ey)]
+    if len(ahead) > 1:
+        layers.append(alt.Chart(_data(ahead[["N", x]])).mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5]).encode(ex, ey))
+    told, tips = _told(runs, names, "N", x)
+    layers += [alt.Chart(_data(told)).mark_point(filled=True, size=50).encode(ex, ey, color, shape, tooltip=tips, opacity=_faded(pick)).add_params(pick),
+               alt.Chart(_data(tip.assign(says=tip.loss.map(f"{{:.{digits}f}}".format))[["says", "N", x]]))
+               .mark_text(align="right", dx=-6, dy=-8, fontWeight=600).encode(ex, ey, text="says:N")]
+    first, last = frontier.iloc[0], frontier.iloc[-1]
+    table = frontier.iloc[[0, len(frontier) - len(ahead), -1]].drop_duplicates()
+    table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format), "loss": table.loss.round(4)})
+    return _finish(alt.layer(*layers), f"Along the efficient frontier the loss falls from {first.loss:.3g} to {last.loss:.3g} nats/token",
+                   f"from N = {si_format(first.N)}, D = {si_format(first.D)} at {sci_format(first.C, 2)} FLOPs to N = {si_format(last.N)}, D = {si_format(last.D)} at {sci_format(last.C, 2)}",
+                   "grey: contours of equal loss" + ("; dashed: beyond the largest budget" if len(ahead) > 1 else ""), table=table, mock=fit.mock)
+
+# %% ../nbs/09_charts.ipynb #e257a13d
 def residuals_frame(
     fit,             # FitResult, or IsoFlopFit for the distances from the parabolas
-) -> pd.DataFrame:   # budget, N, D, C, loss, residual (ln of measured over fitted), outlier
+) -> pd.DataFrame:   # budget, N, D, C, loss, tokens_per_param, residual (ln of measured over fitted), outlier
     "The runs of a fit and what it misses of each."
     runs = _runs_of(fit)
     if hasattr(fit, "line"):
@@ -763,33 +952,376 @@ def residuals_frame(
         return runs.assign(residual=np.log(fit.L / np.array(fitted, float)), outlier=False)
     return runs.assign(residual=fit.residuals, outlier=fit.outliers)
 
-# %% ../nbs/09_charts.ipynb #8a5f29b5
-def plot_residuals(
-    fit,  # FitResult or IsoFlopFit
-) -> alt.LayerChart:
-    "Residuals of the loss against N, coloured by budget."
-    frame = residuals_frame(fit).dropna(subset=["residual"])
-    names, color, shape, pick = _budget_scales(frame.budget, "pick_residuals")
-    told, tips = _told(frame, names)
-    rms = float(np.sqrt((frame.residual ** 2).mean()))
-    top = max(frame.residual.abs().max(), 2.2 * rms) * 1.12 or .01
-    x = _log(alt.X, "N", "N, parameters", _log_domain(frame.N))
-    y = alt.Y("residual:Q", title="measured over fitted loss", scale=alt.Scale(domain=[-top, top], nice=False), axis=alt.Axis(format="+.1%" if top > .004 else "+.2%"))
+# %% ../nbs/09_charts.ipynb #493ab261
+_AXES = {"N": ("N", "N, parameters"), "D": ("D", "D, tokens"), "D/N": ("tokens_per_param", "D/N, tokens per parameter"), "C": ("C", "C, FLOPs")}
+
+
+def residual_trends(
+    frame: pd.DataFrame,  # From `residuals_frame`
+    points: int = 25,     # Of each curve
+):                        # ({"N", "D", "D/N", "C": curve with the columns x, at}, frame: against, share of the variance, p)
+    "A quartic through the residuals against ln N, ln D, ln D/N and ln C, and how often noise alone would wave so much."
+    kept, curves, rows = frame[~frame.outlier & frame.residual.notna()], {}, []
+    for against, (column, _) in _AXES.items():
+        u, r = np.log(kept[column].to_numpy(float)), kept.residual.to_numpy(float)
+        k = min(4, int(budget_groups(kept[column]).max()) if len(r) else 0)   # as many different values as coefficients, at least
+        dof = len(r) - k - 1
+        if k < 2 or dof < 3 or not r.std() > 0:
+            continue
+        wave = np.polynomial.Polynomial.fit(u, r, k)
+        share = max(1 - float(((r - wave(u)) ** 2).sum() / ((r - r.mean()) ** 2).sum()), 0.)
+        at = np.linspace(u.min(), u.max(), points)
+        curves[against] = pd.DataFrame({"x": np.exp(at), "at": wave(at)})
+        rows.append(dict(against=against, share=share, p=float(fdtrc(k, dof, share / k * dof / max(1 - share, 1e-12)))))
+    return curves, pd.DataFrame(rows, columns=["against", "share", "p"])
+
+# %% ../nbs/09_charts.ipynb #c0503dec
+def _residual_panel(frame, against, told, tips, curve, sure, rms, top, color, shape, pick, over):
+    "Residuals against one quantity, with the band of twice the rms and the trend, dotted where it may be chance."
+    column, title = _AXES[against]
+    x, at = (_log(alt.X, field, title, _log_domain(frame[column]), flops=against == "C") for field in (column, "x"))
+    digits = next(d for d, least in enumerate((.06, .004, 0)) if top > least)
+    y = alt.Y("at:Q", title="measured over fitted loss", scale=alt.Scale(domain=[-top, top], nice=False), axis=alt.Axis(format=f"+.{digits}%", tickCount=6))
     band = alt.Chart(alt.Data(values=[{"lo": -2 * rms, "hi": 2 * rms}])).mark_rect(color=_INK, opacity=.12).encode(y=alt.Y("lo:Q"), y2="hi:Q")
     zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeWidth=1).encode(y="at:Q")
-    base = alt.Chart(_data(told)).encode(x, y, color)
-    layers = [band, zero, base.mark_point(filled=True, size=60).encode(shape, tooltip=tips, opacity=_faded(pick)).add_params(pick)]
+    base = alt.Chart(_data(told)).encode(x, y)
+    dots = base.mark_point(filled=True).encode(color, shape, tooltip=tips, opacity=_faded(pick), size=alt.when(over).then(alt.value(220)).otherwise(alt.value(45)))
+    layers = [band, zero, dots.add_params(pick, over)]
+    if curve is not None:
+        style = dict(strokeWidth=2.2) if sure else dict(strokeWidth=1.6, strokeDash=[1, 4])
+        layers.append(alt.Chart(_data(curve)).mark_line(color=_ANSWER, clip=True, **style).encode(at, y))
     if frame.outlier.any():
-        layers.append(base.transform_filter("datum.outlier").mark_point(size=220, strokeWidth=2).encode(tooltip=tips))
+        layers.append(base.transform_filter("datum.outlier").mark_point(size=220, strokeWidth=2).encode(color, tooltip=tips))
+    return alt.layer(*layers)
+
+# %% ../nbs/09_charts.ipynb #d26f547c
+def plot_residuals(
+    fit,                                 # FitResult or IsoFlopFit
+    against=("N", "D", "D/N", "C"),      # One or more of these
+):                                       # alt.LayerChart for one, alt.ConcatChart for several
+    "Residuals of the loss against N, D, D/N and C, coloured by budget."
+    against = (against,) if isinstance(against, str) else tuple(against)
+    if not against or set(against) - set(_AXES):
+        raise ValueError(f"`against` must hold one or more of {list(_AXES)}, but got {against!r}.")
+    frame = residuals_frame(fit).dropna(subset=["residual"]).reset_index(drop=True)
+    names, color, shape, pick = _budget_scales(frame.budget, "pick_residuals")
+    over = alt.selection_point(fields=["row"], on="pointerover", empty=False, name="over_residuals")
+    kept = frame[~frame.outlier]
+    rms = float(np.sqrt((kept.residual ** 2).mean()))
+    top = max(kept.residual.abs().max(), 2.2 * rms) * 1.15 or .01
+    placed = frame.assign(row=range(len(frame)), at=frame.residual.clip(-.95 * top, .95 * top))   # an outlier must not press the others flat
+    told, tips = _told(placed, names, *(_AXES[q][0] for q in against), "at", "outlier", "row")
+    curves, trends = residual_trends(frame)
+    trends = trends[trends.against.isin(against)]
+    sure = set(trends.against[trends.p < .05 / max(len(trends), 1)])
+    panels = [_residual_panel(frame, q, told, tips, curves.get(q), q in sure, rms, top, color, shape, pick, over) for q in against]
+    with warnings.catch_warnings():   # that the panels share their selections is intended
+        warnings.filterwarnings("ignore", "Automatically deduplicated selection parameter")
+        chart = panels[0] if len(panels) == 1 else alt.concat(*(p.properties(width=285, height=190) for p in panels), columns=2, spacing=24)
+    notes, table = _residual_notes(frame, trends, names)
+    kind = "parabolas miss" if hasattr(fit, "line") else "surface misses"
+    others = f", and {len(frame) - len(kept)} by far more" if len(kept) < len(frame) else ""
+    return _finish(chart, f"The {kind} the loss by {100 * rms:.2g} % rms over {len(kept)} runs{others}", *notes, table=table, mock=fit.mock)
+
+
+def _residual_notes(frame, trends, names):
+    "The lines under the title, and the table."
     worst = frame.loc[frame.residual.abs().idxmax()]
-    by_budget = frame.groupby("budget").residual.mean()
+    by_budget = frame[~frame.outlier].groupby("budget").residual.mean()
     far = by_budget.abs().idxmax()
     note = f"worst run {worst.residual:+.2%} at N = {si_format(worst.N)}, {names[worst.budget]} FLOPs; budget {names[far]} sits {by_budget[far]:+.2%} off on average"
-    outliers = f"○ {int(frame.outlier.sum())} beyond ten median deviations" if frame.outlier.any() else ""
+    wave = "too few different values to look for a trend"
+    if len(trends):
+        best = trends.loc[trends.p.idxmin()]
+        chance = "p under .001" if best.p < .001 else f"p = {best.p:.2g}"
+        wave = f"no trend beyond chance (dotted; the strongest, along {best.against}, has {chance})"
+        if best.p < .05 / len(trends):
+            wave = f"a trend along {best.against} explains {100 * best['share']:.0f} % of it ({chance})"
+    far_off = frame.residual[frame.outlier]
+    outliers = f"rings: {len(far_off)} beyond ten median deviations, {far_off.min():+.1%} to {far_off.max():+.1%}; off the scale where they touch the edge" if len(far_off) else ""
     table = frame.groupby("budget").residual.agg(["mean", "std"]).reset_index()
-    table = pd.DataFrame({"budget": table.budget.map(names), "mean": table["mean"].map("{:+.3%}".format), "s.d.": table["std"].map("{:.3%}".format)})
-    kind = "parabolas miss" if hasattr(fit, "line") else "surface misses"
-    return _finish(alt.layer(*layers), f"The {kind} the loss by {100 * rms:.2f} % rms over {len(frame)} runs", note, outliers, table=table, mock=fit.mock)
+    return (note, wave, outliers), pd.DataFrame({"budget": table.budget.map(names), "mean": table["mean"].map("{:+.3%}".format), "s.d.": table["std"].map("{:.3%}".format)})
+
+# %% ../nbs/09_charts.ipynb #4a49ce66
+def predicted_frame(
+    fit,            # FitResult
+    holdout=None,   # Runs that took no part in it: a frame with the columns N, D and loss
+) -> pd.DataFrame:  # budget, N, D, C, loss, tokens_per_param, predicted, residual (ln of measured over predicted), held_out
+    "What the law predicts for each run, and what was measured. ValueError for a fit without a law, or a hold-out without these columns."
+    law = _law_of(fit)
+    runs = _runs_of(fit).assign(held_out=False)
+    if holdout is not None:
+        if missing := [c for c in ("N", "D", "loss") if c not in holdout]:
+            raise ValueError(f"`holdout` must have the columns N, D and loss, but {missing} are missing; it has {list(holdout.columns)}. Rename yours.")
+        N, D, loss = (holdout[c].to_numpy(float) for c in ("N", "D", "loss"))
+        ran = np.isfinite(loss)
+        own = pd.DataFrame(dict(N=N, D=D, C=fit.curve(N) * D, loss=loss, tokens_per_param=D / N, held_out=True))[ran]
+        runs = pd.concat([runs, own.assign(budget=own.C)], ignore_index=True)
+    predicted = law.loss(runs.N.to_numpy(), runs.D.to_numpy())
+    return runs.assign(predicted=predicted, residual=np.log(runs.loss / predicted))
+
+
+def plot_predicted(
+    fit,           # FitResult
+    holdout=None,  # Runs that took no part in it: a frame with the columns N, D and loss
+) -> alt.LayerChart:
+    "Measured loss against the loss that the law predicts; hold-out runs ringed."
+    try:
+        _law_of(fit)
+    except ValueError as e:
+        return _no_answer(fit, str(e), "There is no law to predict with")
+    frame = predicted_frame(fit, holdout)
+    fitted, held = frame[~frame.held_out], frame[frame.held_out]
+    names, color, shape, pick = _budget_scales(fitted.budget, "pick_predicted")
+    domain = _log_domain([*frame.loss, *frame.predicted], .06, .02)
+    x, y = _log(alt.X, "predicted", "predicted loss, nats/token", domain), _log(alt.Y, "loss", "measured loss, nats/token", domain)
+    diagonal = alt.Chart(_data(pd.DataFrame({"predicted": domain, "loss": domain}))).mark_line(color=_INK, strokeWidth=1).encode(x, y)
+    told, tips = _told(fitted, names, "predicted", "loss")
+    layers = [diagonal, alt.Chart(_data(told)).mark_point(filled=True, size=45).encode(x, y, color, shape, tooltip=tips, opacity=_faded(pick)).add_params(pick)]
+    rms = 100 * math.sqrt((fitted.residual ** 2).mean())
+    title, note = f"The law meets its {len(fitted)} runs to {rms:.2g} % rms", ""
+    if len(held):
+        told, tips = _told(held, budget_names(held.budget), "predicted", "loss")
+        layers.append(alt.Chart(_data(told)).mark_point(filled=False, size=110, strokeWidth=2.2, color=_ANSWER, opacity=1).encode(x, y, tooltip=tips))
+        off = 100 * -np.expm1(-held.residual)   # predicted lies below measured by so many per cent of the measured
+        mean = float(off.mean())
+        title = f"{len(held)} runs it never saw have {abs(mean):.2g} % {'more' if mean > 0 else 'less'} loss than the law says" if len(held) > 1 else \
+                f"The run it never saw has {abs(mean):.2g} % {'more' if mean > 0 else 'less'} loss than the law says"
+        note = f"rings: hold-out, {100 * math.sqrt((held.residual ** 2).mean()):.2g} % rms; the {len(fitted)} fitted runs: {rms:.2g} %"
+    table = frame.assign(abs=frame.residual.abs()).nlargest(5, "abs")
+    table = pd.DataFrame({"N": table.N.map(si_format), "D": table.D.map(si_format), "loss": table.loss.round(4), "predicted": table.predicted.round(4), "off": table.residual.map("{:+.2%}".format)})
+    return _finish(alt.layer(*layers).properties(width=340, height=340), title, note, table=table, mock=fit.mock)
+
+# %% ../nbs/09_charts.ipynb #46593e9d
+def future_frame(
+    fit,              # FitResult
+    C: float = None,  # FLOPs at which the path of N is asked; ten times the largest budget when None
+) -> pd.DataFrame:    # As `doubts.leave_future_out`, and a last row that uses all budgets
+    "Forecasts of the higher budgets from the lower ones, and the answer of each cut. ValueError for a fit without a law."
+    law, C = _law_of(fit), 10 * float(fit.C.max()) if C is None else C
+    frame = leave_future_out(fit, C)
+    whole = dict(top=float(fit.C.max()), n=0, light="", N=float(law.optimum(C, fit.curve)[0]), a=getattr(law, "a", math.nan))
+    if frame.used.max() < 4 and frame.budget.isna().all() and frame.top.max() > .9 * whole["top"]:   # too few budgets: nothing to forecast
+        frame = frame.assign(**whole)
+    else:
+        frame = pd.concat([frame, pd.DataFrame([dict(whole, used=int(frame.used.max()) + 1, reason="")])], ignore_index=True)
+    return frame.assign(C=C)
+
+# %% ../nbs/09_charts.ipynb #a868e0e5
+def _misses(frame):
+    "Signed error of the forecasts against the budget that was predicted, a line per cut."
+    shown = frame[frame.n > 0]
+    cuts = budget_names(shown.top)
+    told = shown.assign(**{"fitted up to": shown.top.map(cuts), "predicted": shown.budget.map(sci_format), "error": [f"{v:+.2f} %" for v in shown.bias], "z ": shown.z.map("{:+.1f}".format)})
+    top = max(1.25, 1.15 * shown.bias.abs().max())
+    x = _log(alt.X, "budget", "budget predicted, FLOPs", _log_domain(shown.budget, .12), flops=True, values=shown.budget)
+    y = alt.Y("bias:Q", title="predicted minus measured loss, %", scale=alt.Scale(domain=[-top, top], nice=False))
+    color = alt.Color("fitted up to:N", title="fitted up to (FLOPs)", sort=list(cuts.values()), scale=alt.Scale(domain=list(cuts.values()), range=budget_colors(len(cuts))))
+    zones = alt.Chart(alt.Data(values=[{"lo": -v, "hi": v} for v in (1, .5)])).mark_rect(color=_INK, opacity=.12).encode(y=alt.Y("lo:Q"), y2="hi:Q")
+    zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeWidth=1).encode(y="at:Q")
+    base = alt.Chart(_data(told[["budget", "bias", "fitted up to", "predicted", "n", "error", "z "]])).encode(x, y, color)
+    tips = [alt.Tooltip("fitted up to:N"), alt.Tooltip("predicted:N"), alt.Tooltip("n:Q", title="runs"), alt.Tooltip("error:N"), alt.Tooltip("z :N", title="z")]
+    return alt.layer(zones, zero, base.mark_line(strokeWidth=1.6), base.mark_point(filled=True, size=70, opacity=1).encode(tooltip=tips))
+
+
+def _answers_path(frame):
+    "N at the target against the largest budget used."
+    path = frame.dropna(subset=["N"]).drop_duplicates("used")
+    told = path.assign(**{"fitted up to": path.top.map(sci_format), "N ": path.N.map(si_format)})
+    x = _log(alt.X, "top", "largest budget fitted, FLOPs", _log_domain(path.top, .1), flops=True, values=path.top)
+    y = _log(alt.Y, "N", f"N* at {sci_format(frame.C.iloc[0], 2)} FLOPs, parameters", _log_domain(path.N))
+    base = alt.Chart(_data(told[["top", "N", "fitted up to", "N "]])).encode(x, y)
+    last = alt.Chart(_data(pd.DataFrame({"N": [path.N.iloc[-1]]}))).mark_rule(strokeDash=[3, 3], strokeWidth=1).encode(y)
+    dots = base.mark_point(filled=True, size=80, color=_ANSWER, opacity=1).encode(tooltip=[alt.Tooltip("fitted up to:N"), alt.Tooltip("N :N", title="N*")])
+    return alt.layer(last, base.mark_line(color=_ANSWER, strokeWidth=2.2), dots)
+
+# %% ../nbs/09_charts.ipynb #5662b4aa
+def plot_future(
+    source,           # FitResult, or a frame that `future_frame` made
+    C: float = None,  # FLOPs at which the path of N is asked; ten times the largest budget when None
+):                    # alt.HConcatChart
+    "Forecasts of the budgets held out, and the path of N* at the target as budgets are added."
+    mock = False
+    if not isinstance(source, pd.DataFrame):
+        mock = source.mock
+        try:
+            frame = future_frame(source, C)
+        except ValueError as e:
+            return _no_answer(source, str(e), "There is no law to forecast with")
+    else:
+        frame = source
+    shown = frame[frame.n > 0]
+    if not len(shown):
+        why = next((r for r in frame.reason if r), "no budget was predicted.")
+        return _finish(_no_answer_panel(why), "No budget could be held out", mock=mock)
+    last, worst = shown[shown.used == shown.used.max()].iloc[0], shown.loc[shown.bias.abs().idxmax()]
+    path = frame.dropna(subset=["N"]).drop_duplicates("used").N
+    title = f"Fitted up to {sci_format(last.top, 2)} FLOPs, the law predicts {abs(last.bias):.2g} % too {'much' if last.bias > 0 else 'little'} loss at {sci_format(last.budget, 2)} ({last.light})"
+    moved = f"N* at {sci_format(frame.C.iloc[0], 2)} FLOPs went from {si_format(path.iloc[0])} to {si_format(path.iloc[-1])} as budgets were added"
+    far = f"worst forecast: {worst.bias:+.2f} % for {sci_format(worst.budget, 2)} from runs up to {sci_format(worst.top, 2)} (z = {worst.z:.1f}); bands: .5 and 1 %"
+    lost = [f"no forecast from {int(r.used)} budgets: {r.reason}" for r in frame[(frame.n == 0) & (frame.reason != "")].itertuples()][:1]
+    table = pd.DataFrame({"fitted up to": shown.top.map(sci_format), "budget": shown.budget.map(sci_format), "error %": shown.bias.map("{:+.2f}".format), "light": shown.light})
+    panels = [p.properties(width=290, height=240) for p in (_misses(frame), _answers_path(frame))]
+    return _finish(alt.hconcat(*panels, spacing=30), title, moved, far, *lost, table=table, mock=mock)
+
+# %% ../nbs/09_charts.ipynb #ac0d709c
+def regret_frame(
+    fit,                  # FitResult
+    C: float = None,      # FLOPs to spend; ten times the largest budget when None
+    share: float = .01,   # Of the compute, that may be lost
+    isoflop=None,         # IsoFlopFit of the same runs; fitted here when None
+    level: float = .9,    # Of the interval of N*
+    points: int = 21,     # Along each side of the curve
+) -> pd.DataFrame:        # kind ("curve", "optimum", "isoflop", "band", "interval"), N, regret, D, loss, N_low, N_high
+    "What sizes around N* cost at `C`, the band of sizes that cost little, and the interval of the answer. ValueError for a fit without a law."
+    law, C = _law_of(fit), 10 * float(fit.C.max()) if C is None else float(C)
+    if not 0 < share < .1:
+        raise ValueError(f"`share` must lie between 0 and .1 of the compute, but got {share!r}.")
+    costs = np.minimum(12 * share, .6) * np.linspace(0, 1, points)[1:] ** 2   # even steps in N: near the optimum the cost is a parabola
+    sides = np.array([regret_band(fit, C, c) for c in costs])
+    N, other = float(law.optimum(C, fit.curve)[0]), _other_line(fit, _isoflop_of(fit, isoflop), "surface", [C])
+    rows = [pd.DataFrame(dict(kind="curve", N=np.r_[sides[::-1, 0], N, sides[:, 1]], regret=np.r_[costs[::-1], 0., costs])), pd.DataFrame(dict(kind=["optimum"], N=N, regret=0.))]
+    if other is not None:
+        rows.append(pd.DataFrame(dict(kind="isoflop", N=other.N, regret=np.maximum(regret(fit, C, other.N.to_numpy()), 0.))))
+    frame = pd.concat(rows, ignore_index=True)
+    frame["D"] = C / fit.curve(frame.N.to_numpy())
+    frame["loss"] = law.loss(frame.N.to_numpy(), frame.D.to_numpy())
+    answer = optimum_frame(fit, [C], isoflop=isoflop, level=level).iloc[0]
+    spans = dict(band=regret_band(fit, C, share), interval=(answer.N_low, answer.N_high))
+    return pd.concat([frame, pd.DataFrame([dict(kind=k, N=N, N_low=lo, N_high=hi) for k, (lo, hi) in spans.items()])], ignore_index=True)
+
+# %% ../nbs/09_charts.ipynb #70d018e7
+def _cost(share) -> str:
+    return "under .01 %" if share < 1e-4 else f"{100 * share:.2g} %"
+
+
+def plot_regret(
+    fit,                  # FitResult
+    C: float = None,      # FLOPs to spend; ten times the largest budget when None
+    share: float = .01,   # Of the compute, that may be lost
+    isoflop=None,         # IsoFlopFit of the same runs; fitted here when None
+    level: float = .9,    # Of the interval of N*
+) -> alt.LayerChart:
+    "Share of the compute lost against N, the band of sizes that lose little, and the interval of N*."
+    C = 10 * float(np.max(fit.C)) if C is None else C
+    try:
+        _law_of(fit)
+    except ValueError as e:
+        return _no_answer(fit, str(e), "There is no law to ask what a wrong size costs")
+    frame = regret_frame(fit, C, share, isoflop, level)
+    curve, spans = frame[frame.kind == "curve"], frame.set_index("kind")
+    band, known = spans.loc["band"], spans.loc["interval"]
+    names = {"optimum": "N*", "isoflop": "IsoFLOP line"}
+    dots = frame[frame.kind.isin(names)]
+    top = 100 * float(curve.regret.max())
+    seen = [*curve.N, *(v for v in (known.N_low, known.N_high) if math.isfinite(v)), *dots.N]
+    dx = _log_domain(seen, .02)
+    x = _log(alt.X, "N", "N, parameters", dx)
+    y = alt.Y("lost:Q", title=f"compute lost at {sci_format(C, 2)} FLOPs, %", scale=alt.Scale(domain=[-.04 * top, top], nice=False, clamp=False))
+    told = lambda f: f.assign(lost=100 * f.regret, **{"N ": f.N.map(si_format), "D ": f.D.map(si_format), "lost ": f.regret.map(_cost), "loss ": f.loss.map("{:.4f}".format)})
+    tips = [alt.Tooltip(f"{k} :N", title=s) for k, s in (("N", "N"), ("D", "D"), ("loss", "loss"), ("lost", "compute lost"))]
+    columns = ["N", "lost", "N ", "D ", "loss ", "lost "]
+    zone = alt.Chart(_data(pd.DataFrame({"lo": [band.N_low], "hi": [band.N_high]}))).mark_rect(color=_ANSWER, opacity=.2).encode(alt.X("lo:Q"), x2="hi:Q")
+    limit = alt.Chart(_data(pd.DataFrame({"lost": [100 * share]}))).mark_rule(strokeDash=[3, 3], strokeWidth=1).encode(y)
+    base = alt.Chart(_data(told(curve)[columns])).encode(x, y)
+    layers = [zone, limit, base.mark_line(color=_ANSWER, strokeWidth=2.2, clip=True), base.mark_point(opacity=0, size=120, clip=True).encode(tooltip=tips)]
+    if math.isfinite(known.N_low):
+        rule = alt.Chart(_data(pd.DataFrame({"N": [known.N_low], "hi": [known.N_high], "lost": [0.]})))
+        layers.append(rule.mark_rule(strokeWidth=5, strokeCap="butt", clip=True).encode(x, y, x2="hi:Q"))
+    marked = alt.Chart(_data(told(dots).assign(says=dots.kind.map(names))[["says", *columns]])).encode(x, y)
+    layers += [marked.transform_filter(f"datum.says == '{says}'").mark_point(opacity=1, clip=True, **style).encode(tooltip=tips)
+               for says, style in (("N*", dict(filled=True, color=_ANSWER, size=80)), ("IsoFLOP line", dict(shape="diamond", filled=False, color=_INK, size=150, strokeWidth=2)))]
+    title = f"Any N from {si_format(band.N_low)} to {si_format(band.N_high)} loses under {100 * share:g} % of {sci_format(C, 2)} FLOPs"
+    return _finish(alt.layer(*layers), title, *_regret_notes(frame, spans, level), mock=fit.mock,
+                   table=pd.DataFrame({"what": dots.kind.map(names), "N": dots.N.map(si_format), "D": dots.D.map(si_format), "compute lost": dots.regret.map(_cost)}))
+
+
+def _regret_notes(frame, spans, level):
+    "The lines under the title."
+    best, band, known = spans.loc["optimum"], spans.loc["band"], spans.loc["interval"]
+    if not math.isfinite(known.N_low):
+        note = f"circle: N* = {si_format(best.N)}; the answer has no interval"
+    else:
+        inside = band.N_low <= known.N_low and known.N_high <= band.N_high
+        note = f"circle: N* = {si_format(best.N)}; bar: the {100 * level:g} % interval of the answer, {si_format(known.N_low)} to {si_format(known.N_high)}, " + \
+               ("inside the shade" if inside else "wider than the shade")
+    other = [f"diamond: the IsoFLOP line's N = {si_format(r.N)} would lose {_cost(r.regret)}" for r in frame[frame.kind == "isoflop"].itertuples()]
+    return [note, *other]
+
+# %% ../nbs/09_charts.ipynb #ebf9338c
+def _regions(table, levels, dof, points=41) -> pd.DataFrame:
+    "Where the statistic of a grid over alpha and beta stays under its limits: level, alpha, beta_low, beta_high, open (it leaves the grid)."
+    grid = table.pivot(index="alpha", columns="beta", values="statistic")
+    alpha, beta = grid.index.to_numpy(), grid.columns.to_numpy()
+    fine_a, fine_b = (np.linspace(v[0], v[-1], 1001) for v in (alpha, beta))
+    smooth = RectBivariateSpline(alpha, beta, grid.to_numpy())(fine_a, fine_b)
+    rows = []
+    for level in levels:
+        inside = smooth <= 2 * fdtri(2, dof, level)
+        at = np.flatnonzero(inside.any(1))
+        at = at[np.unique(np.round((1 - np.cos(np.linspace(0, np.pi, points))) / 2 * (len(at) - 1)).astype(int))]   # denser towards the tips
+        first, last = inside[at].argmax(1), len(fine_b) - 1 - inside[at][:, ::-1].argmax(1)
+        edge = bool(inside[[0, -1]].any() or inside[:, [0, -1]].any())
+        rows.append(pd.DataFrame(dict(level=level, alpha=fine_a[at], beta_low=fine_b[first], beta_high=fine_b[last], open=edge)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def profile_frame(
+    fit,                       # FitResult of a Chinchilla surface
+    levels=(.5, .8, .95),      # Of the joint regions
+    points: int = 41,          # Along each region
+) -> pd.DataFrame:             # level, alpha, beta_low, beta_high (the region at each alpha), open (it leaves the grid)
+    "The joint regions of alpha and beta. ValueError for a fit without a law, of another form, or without noise to judge by."
+    _law_of(fit)
+    if fit.n <= 5 or fit.rms < 1e-9:
+        raise ValueError(f"Regions need residuals to measure the noise by, but {'five runs leave none' if fit.n <= 5 else 'these runs lie on the law to rounding'}.")
+    for width in (4., 8.):   # standard errors; wider where the outermost region is not closed
+        regions = _regions(exponent_profile(fit, n=25, width=width), levels, fit.n - 5, points)
+        if not regions.open.any():
+            break
+    return regions
+
+# %% ../nbs/09_charts.ipynb #09fbb47a
+def _rays(dx, dy, x, y):
+    "Dotted rays of equal a through a window of alpha and beta, each with its name."
+    rays = log_ticks(dy[0] / (dy[0] + dx[1]), dy[1] / (dy[1] + dx[0]), 7)
+    digits, layers = max((len(f"{a:g}") for a in rays), default=2) - 2, []
+    for a in rays:
+        lo, hi = max(dx[0], dy[0] * (1 - a) / a), min(dx[1], dy[1] * (1 - a) / a)
+        if hi - lo > .15 * (dx[1] - dx[0]):
+            ray = pd.DataFrame({"alpha": [lo, hi], "beta": [lo * a / (1 - a), hi * a / (1 - a)], "says": ["", f"a = {a:.{digits}f}"]})
+            base = alt.Chart(_data(ray)).encode(x, y("beta"))
+            layers += [base.mark_line(color=_INK, strokeWidth=1, strokeDash=[2, 4]), base.mark_text(align="right", dx=-3, dy=-7).encode(text="says:N")]
+    return layers
+
+
+def plot_profile(
+    fit,                   # FitResult of a Chinchilla surface
+    levels=(.5, .8, .95),  # Of the joint regions
+) -> alt.LayerChart:
+    "Joint regions of the two exponents, with rays of equal a = beta / (alpha + beta)."
+    try:
+        frame = profile_frame(fit, levels)
+    except ValueError as e:
+        return _no_answer(fit, str(e), "No region of the exponents can be drawn")
+    law, outer = fit.law, frame[frame.level == max(levels)]
+    dx, dy = _lin_domain(outer.alpha, .06), _lin_domain([*outer.beta_low, *outer.beta_high], .06)
+    x = alt.X("alpha:Q", title="alpha, exponent of N", scale=alt.Scale(domain=dx, nice=False), axis=alt.Axis(tickCount=6))
+    y = functools.partial(alt.Y, type="quantitative", title="beta, exponent of D", scale=alt.Scale(domain=dy, nice=False), axis=alt.Axis(tickCount=6))
+    layers = _rays(dx, dy, x, y)
+    for level in sorted(levels, reverse=True):
+        one = alt.Chart(_data(frame.loc[frame.level == level, ["alpha", "beta_low", "beta_high"]].assign(says=f"{100 * level:g} % region")))
+        layers.append(one.mark_area(color=_ANSWER, opacity=.28, clip=True).encode(x, y("beta_low"), alt.Y2("beta_high:Q"), tooltip=alt.Tooltip("says:N", title="inside the")))
+    best = alt.Chart(_data(pd.DataFrame({"alpha": [law.alpha], "beta": [law.beta], "a": [law.a]})))
+    tips = [alt.Tooltip(f"{k}:Q", format=".4f") for k in ("alpha", "beta", "a")]
+    layers.append(best.mark_point(filled=True, size=80, color=_INK, opacity=1).encode(x, y("beta"), tooltip=tips))
+    a = np.concatenate([outer[b] / (outer.alpha + outer[b]) for b in ("beta_low", "beta_high")])
+    title = f"The runs allow alpha from {outer.alpha.min():.3f} to {outer.alpha.max():.3f} and beta from {outer.beta_low.min():.3f} to {outer.beta_high.max():.3f}"
+    note = f"together, at {100 * max(levels):g} %: a = beta / (alpha + beta) lies between {a.min():.3f} and {a.max():.3f}"
+    shades = f"shades: {', '.join(f'{100 * v:g} %' for v in sorted(levels))} regions; dotted: equal a"
+    unbound = "the outer region is not closed: these runs do not bound the exponents" if outer.open.any() else ""
+    table = frame.groupby("level").agg(alpha_low=("alpha", "min"), alpha_high=("alpha", "max"), beta_low=("beta_low", "min"), beta_high=("beta_high", "max")).round(4).reset_index()
+    return _finish(alt.layer(*layers).properties(width=380, height=320), title, note, shades, unbound, table=table, mock=fit.mock)
 
 # %% ../nbs/09_charts.ipynb #1c809c7e
 def stack(
@@ -825,13 +1357,13 @@ def vega_js(
         pass
     return bundle
 
-# %% ../nbs/09_charts.ipynb #ddca68ef
+# %% ../nbs/09_charts.ipynb #c7fb8167
 def chart_html(
     spec: dict,       # A Vega-Lite spec
     svg: str = None,  # Its picture, where it is known already
 ) -> str:
     "A chart as HTML for a page that ends with `page_scripts()`."
-    data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(_lean_spec(spec), separators=(",", ":")).replace("<", "\\u003c")
     return (f'<figure class="snb-chart" role="img" aria-label="{html.escape(spec.get("description") or chart_text(spec), quote=True)}">'
             f'<div>{svg or chart_svg(spec)}</div><script type="application/json">{data}</script></figure>')
 
@@ -847,7 +1379,7 @@ def page_scripts() -> str:
     "The scripts that make the charts of a page interactive; Vega once, nothing fetched."
     return f"<script>(()=>{{{vega_js().replace('</script', '<' + chr(92) + '/script')}}})();</script>\n<script>{_DRAW}</script>"
 
-# %% ../nbs/09_charts.ipynb #d7d7d04a
+# %% ../nbs/09_charts.ipynb #0b6d793e
 PAGE_CSS = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--tint:#f6f8fa;--paper:#fff;--link:#0b62c4;--warn:#9a5b00}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3acb8;--line:#343b45;--tint:#1b2027;--paper:#111418;--link:#6cb0ff;--warn:#e8b05a}}
@@ -864,7 +1396,7 @@ pre.out{background:none;border:0;padding:.2em 0;color:var(--ink)}
 table{border:0;border-collapse:collapse;margin:1em 0;font-size:.9rem;font-variant-numeric:tabular-nums;display:block;overflow-x:auto;max-width:100%}
 th,td{padding:.35em .8em;text-align:right;border:0;border-bottom:1px solid var(--line);white-space:nowrap}thead th{border-bottom:2px solid var(--line);font-weight:600;color:var(--soft)}
 .snb-chart{margin:1.6em 0;overflow-x:auto}.snb-chart svg{max-width:100%;height:auto;overflow:visible}
-.snb-chart svg text[fill="#787878"]{fill:var(--soft)}.snb-chart .role-title-text text{fill:var(--ink)!important}
+.snb-chart svg :is(text,g)[fill="#787878"]{fill:var(--soft)}.snb-chart .role-title-text text{fill:var(--ink)!important}
 .snb-chart .vega-embed{padding-right:0}
 .snb-chart .vega-embed summary{opacity:.35!important;background:none;border:0;box-shadow:none;right:0}.snb-chart .vega-embed summary svg{fill:var(--soft);stroke:var(--soft)}
 footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}

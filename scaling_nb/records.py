@@ -4,19 +4,26 @@
 
 # %% auto #0
 __all__ = ['QUIET_S', 'Storage', 'open_storage', 'MetricsLog', 'parse_metrics', 'run_id', 'recipe_id', 'StorageMismatch',
-           'bind_storage', 'RunState', 'RunRecord', 'run_state', 'read_record', 'runs_frame']
+           'bind_storage', 'RunState', 'RunRecord', 'run_state', 'read_record', 'runs_frame', 'read_runs']
 
-# %% ../nbs/03_records.ipynb #74c37d81
+# %% ../nbs/03_records.ipynb #ace7f94b
+import ast
+import csv
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import time
 import uuid
+import warnings
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .sweep import RunSpec
@@ -264,3 +271,278 @@ def runs_frame(
     rows = [r for i in (storage.runs() if ids is None else ids) if (r := read_record(storage, i))]
     frame = pd.DataFrame([asdict(r) for r in rows], columns=[f.name for f in fields(RunRecord)])
     return frame if ids is not None else frame.sort_values(["budget", "size", "seed", "run_id"], ignore_index=True)
+
+# %% ../nbs/03_records.ipynb #043fd7ef
+_NAMES = {  # field -> names that mean it, in small letters and digits alone; those after a bar count only where none before it is there
+    "N": "params nparams numparams parameters nparameters numparameters modelsize modelparams modelparameters parametercount paramcount nonembeddingparams paramsnonembedding "
+         "nonembparams numscalingparams scalingparams matmulparams activeparams totalparams totalparameters paramstotal paramsactiveprecise trainableparams | n",
+    "D": "tokens ntokens numtokens traintokens ntraintokens numtraintokens trainingtokens numtrainingtokens tokenstrained trainedtokens tokensseen seentokens totaltokens tokenstotal "
+         "consumedtokens datasetsize dtokens throughputtotaltokens | d",
+    "C": "flops flop trainflops trainflop trainingflops trainingflop totalflops totalflop totalflos modelflops compute traincompute trainingcompute computeflops cflops throughputtotalgflops | c",
+    "loss": "loss valloss validloss validationloss evalloss testloss devloss heldoutloss finalloss finalvalloss finalevalloss finalvalidationloss lossnats crossentropy valcrossentropy "
+            "evalmacroloss evalpalomamacroloss evalpalomamicroloss evalpalomac4enloss palomamacroloss lmloss | l | valbpb evalbpb bpb evalpalomac4enbpb evalpalomamacrobpb",
+    "budget": "budget flopsbudget flopbudget computebudget budgetflops isoflopbudget targetflops flopstarget cbudget",
+    "loss_std": "lossstd lossse lossstderr vallossstd vallossstderr", "size": "size", "seed": "seed randomseed trainseed", "run_id": "runid run runname name id",
+    "state": "state status runstate", "group": "group groups cluster clusterid trunk trunkid", "weight": "weight weights",
+}
+_FACTORS = {"throughputtotalgflops": 1e9}                       # documented to be in these units
+_UNITS = dict(thousand=1e3, million=1e6, billion=1e9, trillion=1e12, mn=1e6, bn=1e9, k=1e3, m=1e6, b=1e9, t=1e12)
+_COUNTS = ("N", "D", "C", "budget")
+
+def _squeezed(name) -> str:
+    "config/Train_Tokens and summary.trainTokens are traintokens"
+    name = re.sub(r"^(config|summary|summary_?metrics|metrics)[/.]|[/.]value$|\.\d+$", "", str(name).lower())
+    return re.sub(r"[^0-9a-z]", "", name)
+
+# %% ../nbs/03_records.ipynb #01bcc5ec
+def _csv_table(data: bytes) -> pd.DataFrame:
+    "CSV, TSV or semicolons; lines that start with # are comments"
+    lines, quoted = [], False
+    for line in data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").splitlines(keepends=True):
+        if quoted or not line.startswith("#") and (lines or line.strip()):
+            lines.append(line)
+            quoted ^= line.count('"') % 2 == 1
+    if not lines:
+        raise ValueError("nothing is in it but comments")
+    sep = max(",\t;", key=lines[0].count)
+    names = next(csv.reader(lines, delimiter=sep))
+    if all(re.fullmatch(r"\s*[-+0-9.eE]+\s*", n) for n in names):
+        raise ValueError(f"the first line must name the columns, but it holds numbers: {lines[0].strip()[:80]}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)      # rows longer than the header
+        return pd.read_csv(io.StringIO("".join(lines)), sep=sep, skipinitialspace=True, index_col=False)
+
+def _parquet_table(data: bytes) -> pd.DataFrame:
+    try: return pd.read_parquet(io.BytesIO(data))
+    except ImportError as e:
+        raise ImportError("Parquet is read by pyarrow, which is not installed. Install it with `pip install pyarrow`, or save the table as CSV or JSON lines.") from e
+
+# %% ../nbs/03_records.ipynb #d98a7804
+def _opened(v):
+    "A dictionary that was written as text, else the value"
+    if not (isinstance(v, str) and v[:1] == "{" and v[-1:] == "}"): return v
+    for parse in (json.loads, lambda t: ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", t))):
+        try: return parse(v)
+        except (ValueError, SyntaxError, MemoryError, RecursionError): pass
+    return v
+
+def _flat(row: dict, before="") -> dict:
+    "Nested dictionaries as one, names joined by a slash"
+    out = {}
+    for k, v in row.items():
+        v = _opened(v)
+        out |= _flat(v, f"{before}{k}/") if isinstance(v, dict) else {f"{before}{k}": v}
+    return out
+
+def _json_lines(text: str) -> list:
+    rows = []
+    for i, line in enumerate(text.splitlines()):
+        try: rows += [json.loads(line)] if line.strip() else []
+        except ValueError: raise ValueError(f"line {i + 1} is not JSON: {line[:80]}")
+    return rows
+
+def _json_table(data: bytes, lines=False) -> pd.DataFrame:
+    "An array of runs, an object of columns, or a run a line"
+    text = data.decode("utf-8-sig")
+    try: found = _json_lines(text) if lines else json.loads(text)
+    except ValueError as e:
+        if lines: raise
+        found = _json_lines(text) if "Extra data" in str(e) else None
+        if found is None: raise ValueError(f"it is not JSON: {e}")
+    if isinstance(found, list) and all(isinstance(r, dict) for r in found): return pd.DataFrame([_flat(r) for r in found])
+    if isinstance(found, dict) and found and all(isinstance(v, (list, dict)) for v in found.values()): return pd.DataFrame(found).reset_index(drop=True)
+    raise ValueError("it must be an array of runs, an object of columns, or one run a line")
+
+# %% ../nbs/03_records.ipynb #bba8e6c9
+_READERS = {"csv": _csv_table, "tsv": _csv_table, "txt": _csv_table, "tab": _csv_table, "parquet": _parquet_table, "pq": _parquet_table,
+            "json": _json_table, "jsonl": lambda data: _json_table(data, True), "ndjson": lambda data: _json_table(data, True)}
+
+def _kind(source, format=None) -> str:
+    "Format of a file, by its name unless given"
+    return (format or re.sub(r"\.(gz|bz2|xz|zst|zip)$", "", str(source).split("?")[0].lower()).rsplit(".", 1)[-1]).lstrip(".")
+
+def _read_table(source, format=None) -> pd.DataFrame:
+    "A table as it is: from a frame, a list of runs, or a file at a path or URL. ValueError when it holds no runs"
+    if isinstance(source, pd.DataFrame): name, table = "the frame", source
+    elif isinstance(source, list): name, table = "the list", pd.DataFrame([_flat(r) for r in source])
+    else:
+        import fsspec
+        name, kind = str(source), _kind(source, format)
+        if kind not in _READERS: raise ValueError(f"The format of {name} is not known by its name. Pass format=, one of {', '.join(_READERS)}.")
+        with fsspec.open(name, "rb", compression="infer") as f: data = f.read()
+        if not data.strip(): raise ValueError(f"{name} is empty.")
+        try: table = _READERS[kind](data)
+        except (ValueError, pd.errors.ParserWarning, csv.Error) as e: raise ValueError(f"{name} could not be read: {e}") from e
+    if any(table[c].map(lambda v: isinstance(_opened(v), dict)).any() for c in table.select_dtypes(["object", "string"])): table = pd.DataFrame([_flat(r) for r in table.to_dict("records")])
+    if not len(table): raise ValueError(f"There are no runs in {name}" + (f", only a header: {', '.join(map(str, table.columns))}." if len(table.columns) else "."))
+    return table.reset_index(drop=True)
+
+# %% ../nbs/03_records.ipynb #e8f4fd24
+def _listed(columns, most=24) -> str:
+    names = [repr(str(c)) for c in columns]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+def _given_column(table, field, spec):
+    "(column, factor) of one entry of `columns`; a ValueError lists what is there"
+    if field not in _NAMES:
+        turned = f" It reads field first: columns={{{spec!r}: {field!r}}}." if spec in _NAMES else ""
+        raise ValueError(f"`columns` maps fields to the names of your columns, but {field!r} is no field. Fields: {', '.join(_NAMES)}.{turned}")
+    column, factor = spec if isinstance(spec, (tuple, list)) else (spec, 1.)
+    if column not in table:
+        near = get_close_matches(str(column), [str(c) for c in table.columns], 3)
+        raise ValueError(f"There is no column {column!r} for {field}." + (f" Did you mean {_listed(near)}?" if near else f" There are {_listed(table.columns)}."))
+    return column, float(factor)
+
+def _same(table, columns) -> bool:
+    "Do these columns hold the same numbers?"
+    first, *others = (pd.to_numeric(table[c], errors="coerce") for c in columns)
+    return first.notna().any() and all(np.allclose(first, v, rtol=1e-9, atol=0, equal_nan=True) for v in others)
+
+def _found_column(table, field, taken):
+    "(column, factor) that means the field, or None; a ValueError where several could"
+    if field in _COUNTS and field in table and field not in taken: return field, 1.
+    for names in _NAMES[field].split("|"):
+        found = [c for c in table if c not in taken and _squeezed(c) in names.split()]
+        found = [c for c in found if table[c].notna().any()] or [c for c in found if c == field and field not in ("budget", "group", "weight")]
+        if len(found) > 1 and not _same(table, found):
+            if field in ("run_id", "state", "group", "seed"): found = [c for c in found if c == field] or found[:1]
+            else: raise ValueError(f"{len(found)} columns could be {'the loss' if field == 'loss' else field}: {_listed(found)}. Say which, such as columns={{{field!r}: {str(found[0])!r}}}.")
+        if found: return found[0], _FACTORS.get(_squeezed(found[0]), 1.)
+    return None
+
+# %% ../nbs/03_records.ipynb #6ee5995b
+def _mapping(table, columns) -> dict:
+    "field -> (column, factor), or None for a field that is not there"
+    given = {f: _given_column(table, f, s) if s is not None else None for f, s in (columns or {}).items()}
+    taken = {v[0] for v in given.values() if v}
+    found = given | {f: _found_column(table, f, taken) for f in _NAMES if f not in given}
+    if not found["loss"]:
+        near = [c for c in table if re.search("loss|bpb|entropy|perplex", str(c), re.I)]
+        raise ValueError("No column is known to be the held-out loss. " + (f"It could be one of {_listed(near)}" if near else f"There are {_listed(table.columns)}") +
+                         ". Say which: columns={'loss': ...}. A training loss bends the law.")
+    if sum(bool(found[f]) for f in ("N", "D")) + bool(found["C"] or found["budget"]) < 2:
+        have = [f"{f} ({found[f][0]!r})" for f in _COUNTS if found[f]]
+        raise ValueError(f"Two of N, D and C must be there, and the third follows from C = 6ND, but {' and '.join(have) or 'none'} was found in {_listed(table.columns)}. "
+                         + (_unit_hint(table, [f for f in ("N", "D", "C") if not found[f]]) or "Say which: columns={'N': ..., 'D': ...}."))
+    return found
+
+def _unit_hint(table, fields) -> str:
+    "A column whose name gives a unit is not scaled on a guess: what to write instead"
+    for field in fields:
+        known = _NAMES[field].replace("|", " ").split()
+        for column in table:
+            for unit, factor in _UNITS.items():
+                name = re.sub(rf"(in)?{unit}s?$", "", _squeezed(column))
+                if name != _squeezed(column) and name in known:
+                    return f"If {column!r} is {field} in units of {factor:g}, write columns={{{field!r}: ({str(column)!r}, {factor:g})}}."
+    return ""
+
+# %% ../nbs/03_records.ipynb #a2be8f15
+_GAP = {"", "nan", "null", "none", "na", "n/a", "-", "--", "<na>"}
+
+def _parsed(text: str, field) -> float:
+    "A number as people write it: 1.2e9, 7B, 350M, 1,000,000; NaN for a gap. ValueError for anything else"
+    text = text.strip()
+    if text.lower() in _GAP: return math.nan
+    if field in _COUNTS and (m := re.fullmatch(r"([0-9.]+)\s*([kmbt])", text, re.I)): return float(m[1]) * _UNITS[m[2].lower()]
+    if field in _COUNTS and re.fullmatch(r"\d{1,3}(,\d{3})+", text): return float(text.replace(",", ""))
+    return float(text)
+
+def _numbers(values: pd.Series, field, column, factor):
+    "Floats (R,), and a note on what had to be read; ValueError names the row"
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values): return values.to_numpy(float, na_value=np.nan) * factor, None
+    out, read = np.full(len(values), np.nan), []
+    for i, v in enumerate(values):
+        try:
+            if isinstance(v, bool): raise ValueError
+            out[i] = _parsed(v, field) if isinstance(v, str) else math.nan if v is None or v is pd.NA else float(v)
+        except (ValueError, TypeError):
+            raise ValueError(f"`{column}`, read as {field}, must hold numbers, but row {i} holds {v!r} (rows are counted from 0). Leave the cell of a run without one empty.") from None
+        if isinstance(v, str) and re.search("[kmbt,]", v.strip(), re.I) and math.isfinite(out[i]): read.append(f"{v.strip()!r} as {out[i]:g}")
+    return out * factor, f"`{column}` holds text: {', '.join(dict.fromkeys(read[:3]))}." if read else None
+
+# %% ../nbs/03_records.ipynb #f2bac416
+def _completed(frame) -> list:
+    "Add the third of N, D and C to the frame; notes on what was assumed"
+    notes, has = [], lambda f: f in frame
+    if not has("C") and not (has("N") and has("D")):
+        frame["C"] = frame["budget"]; notes.append("C is the budget: the table does not say what a run really spent.")
+    for field, rule, value in (("N", "C / 6D", lambda f: f["C"]/(6*f["D"])), ("D", "C / 6N", lambda f: f["C"]/(6*f["N"])), ("C", "6ND", lambda f: 6*f["N"]*f["D"])):
+        if not has(field): frame[field] = value(frame); notes.append(f"{field} = {rule}: the table has no {dict(N='parameters', D='tokens', C='FLOPs')[field]}.")
+    for a, b, what in ((frame["C"], 6*frame["N"]*frame["D"], "C is {:.2g} times 6ND"), (frame.get("budget"), frame["C"], "the budgets are {:.2g} times C")):
+        ratio = 1. if a is None else float((a / b).median())
+        if ratio > 4 or ratio < .25: notes.append(what.format(ratio) + ": if a unit is the reason, give it, such as columns={'C': ('gflops', 1e9)}.")
+    small = [f for f in ("N", "D") if frame[f].max() < 1e3]
+    if small: notes.append(f"{' and '.join(small)} never reach{'es' * (len(small) == 1)} 1000: counts in millions or billions need their unit, such as columns={{{small[0]!r}: ('...', 1e9)}}.")
+    return notes
+
+def _check_rows(frame):
+    "Every run with a loss has sizes; a loss is positive. ValueError names the row"
+    done = frame["loss"].notna()
+    for field, bad in [("loss", done & (frame["loss"] <= 0))] + [(f, done & ~(frame[f] > 0)) for f in ("N", "D", "C")]:
+        if bad.any():
+            i = int(bad.to_numpy().argmax())
+            raise ValueError(f"{field} must be positive for a run with a loss, but row {i} (counted from 0) has {field}={frame[field][i]:g} and loss={frame['loss'][i]:g}" +
+                             (f", and {int(bad.sum()) - 1} more rows are like it" if bad.sum() > 1 else "") + ". Correct the table, or empty the loss of runs that failed.")
+
+# %% ../nbs/03_records.ipynb #c784f6d0
+_STATES = {word: state for state, words in {RunState.SUCCEEDED: "succeeded finished success complete completed done ok", RunState.FAILED: "failed crashed failure error diverged nan oom",
+                                            RunState.STOPPED: "stopped killed preempted preempting canceled cancelled", RunState.RUNNING: "running",
+                                            RunState.PENDING: "pending queued"}.items() for word in words.split()}
+
+def _settle_states(frame) -> list:
+    "States in our words; the loss of a run that did not finish is a gap. Notes"
+    if "state" not in frame: return []
+    said = frame["state"].astype(object)
+    frame["state"] = [_STATES[v.strip().lower()].value if isinstance(v, str) and v.strip().lower() in _STATES else v for v in said]
+    lost = frame["state"].isin([s.value for s in RunState if s is not RunState.SUCCEEDED]) & frame["loss"].notna()
+    frame.loc[lost, "loss"] = np.nan
+    rows = [f"{i} ({said[i]})" for i in np.flatnonzero(lost)]
+    return [f"The last loss of {len(rows)} run{'s' * (len(rows) > 1)} that did not finish is no final loss and is left out: row{'s' * (len(rows) > 1)} {', '.join(rows[:6])}"
+            f"{' ...' * (len(rows) > 6)}. columns={{'state': None}} keeps it."] if rows else []
+
+def _mixture(frame) -> list:
+    "A note on columns that tell experiments apart"
+    named = [c for c in frame if _squeezed(c) in "experiment dataset corpus data model architecture arch recipe source label".split()]
+    counts = {c: frame[c].astype(str).nunique() for c in named}
+    return [f"`{c}` has {n} different values, and one law is fitted to all rows: choose one first, such as frame[frame[{c!r}] == {frame[c].iloc[0]!r}]."
+            for c, n in counts.items() if 1 < n < len(frame)/3]
+
+# %% ../nbs/03_records.ipynb #394078c7
+def read_runs(
+    path_or_frame,  # CSV, TSV, Parquet, JSON or JSON lines at a path or fsspec URL; a DataFrame; a list of dicts; or a storage of runs
+    columns=None,   # {field: your column}, such as {"loss": "eval/loss"}; {field: (your column, 1e9)} gives a unit, {field: None} leaves a field out
+    *,
+    format=None,    # "csv", "tsv", "parquet", "json" or "jsonl"; by default from the file's name
+) -> pd.DataFrame:  # Columns of `runs_frame` that are known, then the others, in the order of rows; notes in .attrs["notes"]
+    "Runs from anyone's table, ready for `fit_law`. ValueError on names that are missing or ambiguous and on bad rows, by number"
+    if (stored := _stored(path_or_frame, format)) is not None: return stored
+    table = _read_table(path_or_frame, format)
+    if table.columns.has_duplicates: raise ValueError(f"Columns must differ in name, but {_listed(table.columns[table.columns.duplicated()])} occurs twice.")
+    found = {f: v for f, v in _mapping(table, columns).items() if v}
+    frame, notes = pd.DataFrame(index=table.index), ["Read " + ", ".join(f"`{c}`{f' times {k:g}' if k != 1 else ''} as {f}" for f, (c, k) in found.items() if c != f or k != 1) + "."]
+    for field, (column, factor) in found.items():
+        if field in ("run_id", "state", "group", "size", "seed"): frame[field] = table[column]
+        else:
+            frame[field], note = _numbers(table[column], field, column, factor)
+            notes += [note] if note else []
+    notes += _completed(frame) + _settle_states(frame)
+    if "bpb" in _squeezed(found["loss"][0]): notes.append("The loss is in bits per byte: E, and every loss that is predicted, are too.")
+    if "group" in frame: notes.append(f"Runs of one `group` share their noise ({frame['group'].nunique()} groups), which widens intervals; columns={{'group': None}} if they do not.")
+    _check_rows(frame)
+    used = {c for c, _ in found.values()}
+    others = [c for c in table if c not in used and c not in _NAMES and not str(c).startswith(("Unnamed: ", "__index_level_"))]
+    first = [f for f in ("run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "group", "weight") if f in frame]
+    frame = pd.concat([frame[first], table[others]], axis=1)
+    frame.attrs["notes"] = tuple(n for n in notes + _mixture(frame[others]) if n != "Read .")
+    return frame
+
+def _stored(source, format=None) -> pd.DataFrame | None:
+    "The runs of a storage or of a folder that is one; None for anything else"
+    if isinstance(source, (pd.DataFrame, list)) or not isinstance(source, Storage) and _kind(source, format) in _READERS: return None
+    storage = open_storage(source)
+    if not isinstance(source, Storage) and not storage.fs.isdir(storage.root): return None
+    frame = runs_frame(storage)
+    if not len(frame): raise ValueError(f"{storage.url} is a folder without runs. Give the file that holds the table, or the folder of a sweep.")
+    frame.attrs["notes"] = ()
+    return frame

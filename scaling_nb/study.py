@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Study', 'find_optimal', 'load_study']
 
-# %% ../nbs/11_study.ipynb #351e674f
+# %% ../nbs/11_study.ipynb #88a50287
 import warnings
 from functools import cached_property
 
 import pandas as pd
 
 from .allocation import Allocation, compute_optimal, optimum_frame
-from .fitting import fit_isoflop, fit_law
+from .fitting import fit_law
+from .isoflop import fit_isoflop
 from .laws import si_format
 from .records import open_storage, runs_frame
 
-# %% ../nbs/11_study.ipynb #195e982b
+# %% ../nbs/11_study.ipynb #3e492e6d
 class Study:
     "The runs of a storage, the laws fitted to them, and what they predict."
     def __init__(self,
@@ -47,7 +48,7 @@ class Study:
     @cached_property
     def surface(self):
         "The Chinchilla surface fitted to all runs; None where it could not be fitted, with the reason in `reasons`."
-        return _try_fit(self, "surface", lambda r: fit_law(r.N, r.D, r.loss, C=r.C, mock=self.mock))
+        return _try_fit(self, "surface", lambda r: fit_law(r, mock=self.mock))
 
     @cached_property
     def isoflop(self):
@@ -159,7 +160,7 @@ def _plot(self, C=None):
 
 Study.charts, Study.plot = _charts, _plot
 
-# %% ../nbs/11_study.ipynb #da134eb0
+# %% ../nbs/11_study.ipynb #0af9550b
 def _report(self,
     path,             # Where the file goes
     C: float | None = None,  # Compute that the answer is for; ten times the largest budget when None
@@ -173,6 +174,8 @@ def _report(self,
         parts += ["<h2>The answer</h2>", self.predict(C)._repr_html_()]
         doubts = [*self.predict(C).warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]
         parts.append("<h2>What to distrust</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in doubts) + "</ul>")
+        if self.surface is not None and self.surface.law is not None:
+            parts.append("<h2>The law, examined</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in self.surface.doubts(C)) + "</ul>")
         parts += ["<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(self.chinchilla_table())]
     else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
     parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe", "mock"]).rename(columns={"loss_std": "s.e. over held-out text"}))]

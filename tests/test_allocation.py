@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_fitting import SMALL, TRUTH, sweep
 
-from scaling_nb.allocation import Allocation, choose_method, compute_optimal, optimum_frame, pure_error, surface_misfit
-from scaling_nb.fitting import FitStatus, fit_isoflop, fit_law
+from scaling_nb.allocation import Allocation, choose_method, compute_optimal, optimum_frame, pure_error, regret, regret_band, surface_misfit
+from scaling_nb.fitting import FitStatus, fit_law
+from scaling_nb.isoflop import fit_isoflop
 
 
 def general(N):
@@ -43,8 +44,8 @@ def test_exact_with_measured_flops():
         assert (answer.N, answer.D) == pytest.approx(TRUTH.optimum(target, fit.flops_per_token)[:2], rel=1e-6)
         assert answer.D * fit.flops_per_token(answer.N) == pytest.approx(target, rel=1e-12)
         assert answer.N == pytest.approx(TRUTH.optimum(target, general)[0], rel=2e-2), "the interpolated cost is near the true one"
-    assert not any("held at" in w for w in fit.optimum(1e18, n_boot=0).warnings)
-    far = fit.optimum(1e22, n_boot=0)
+    assert not any("held at" in w for w in fit.optimum(1e18, interval=None).warnings)
+    far = fit.optimum(1e22, interval=None)
     assert any("held at" in w for w in far.warnings)
     assert fit.flops_per_token(far.N) / far.N == pytest.approx(fit.flops_per_token(fit.N.max()) / fit.N.max())
 
@@ -70,7 +71,8 @@ def test_level_and_seed():
     narrow, wide = (compute_optimal(fit, 1e19, isoflop=iso, level=level) for level in (.5, .95))
     assert wide.N_interval[0] < narrow.N_interval[0] < narrow.N < narrow.N_interval[1] < wide.N_interval[1]
     assert compute_optimal(fit, 1e19, isoflop=iso) == compute_optimal(fit, 1e19, isoflop=iso)
-    assert compute_optimal(fit, 1e19, isoflop=iso, seed=1).N_interval != compute_optimal(fit, 1e19, isoflop=iso).N_interval
+    one, other = (compute_optimal(fit, 1e19, isoflop=iso, interval="stratified", seed=seed).N_interval for seed in (0, 1))
+    assert one != other and compute_optimal(fit, 1e19, isoflop=iso, seed=1).N_interval == compute_optimal(fit, 1e19, isoflop=iso).N_interval
 
 
 # ------------------------------------------------------------------ which estimator
@@ -78,7 +80,7 @@ def test_level_and_seed():
 def test_the_surface_answers_where_it_fits(seed):
     fit, iso = fits(seed)
     for noise in (.005, .004, None):
-        assert compute_optimal(fit, 1e19, isoflop=iso, seed_noise=noise, n_boot=0).method == "surface"
+        assert compute_optimal(fit, 1e19, isoflop=iso, seed_noise=noise, interval=None).method == "surface"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -120,8 +122,8 @@ def test_two_pairs_alone_cannot_condemn():
 
 def test_exact_losses_do_not_condemn_the_surface():
     fit, iso = fits(sigma=0.)
-    assert compute_optimal(fit, 1e19, isoflop=iso, seed_noise=0., n_boot=0).method == "surface"
-    assert compute_optimal(fit, 1e19, isoflop=iso, n_boot=0).method == "surface"
+    assert compute_optimal(fit, 1e19, isoflop=iso, seed_noise=0., interval=None).method == "surface"
+    assert compute_optimal(fit, 1e19, isoflop=iso, interval=None).method == "surface"
 
 
 def test_a_surface_that_misfits_without_a_line_answers_with_a_warning():
@@ -163,22 +165,22 @@ def test_five_runs_have_no_interval():
 
 def test_the_second_opinion_is_there_unasked():
     fit, iso = fits()
-    answer = fit.optimum(1e19, n_boot=0)
+    answer = fit.optimum(1e19, interval=None)
     assert answer.estimates["isoflop"] == pytest.approx(iso.line(1e19)) and answer.method_spread > 1
     n = np.repeat(np.geomspace(1e7, 3e8, 5), 7)
     d = n * np.tile([5., 10, 20, 40, 80, 160, 320], 5)
-    ladder = fit_law(n, d, TRUTH.loss(n, d)).optimum(1e21, n_boot=0)
+    ladder = fit_law(n, d, TRUTH.loss(n, d)).optimum(1e21, interval=None)
     assert set(ladder.estimates) == {"surface"} and ladder.method_spread is None and "no second estimate" in str(ladder)
 
 
 # ------------------------------------------------------------------ warnings
 def test_far_extrapolation_must_be_said():
     fit, iso = fits()
-    far, near, inside = (compute_optimal(fit, C, isoflop=iso, n_boot=0) for C in (1e21, 1e19, 5e17))
+    far, near, inside = (compute_optimal(fit, C, isoflop=iso, interval=None) for C in (1e21, 1e19, 5e17))
     assert far.extrapolation == pytest.approx(1000) and "quote no loss" in far.warnings[0]
     assert any("no held-out run has checked" in w for w in near.warnings) and not any("quote no loss" in w for w in near.warnings)
     assert not any("extrapolation" in w for w in inside.warnings) and "within the budgets measured" in str(inside)
-    assert any("below all" in w for w in compute_optimal(fit, 1e14, isoflop=iso, n_boot=0).warnings)
+    assert any("below all" in w for w in compute_optimal(fit, 1e14, isoflop=iso, interval=None).warnings)
 
 
 def test_budgets_left_out_and_bias_are_said():
@@ -193,7 +195,7 @@ def test_outliers_are_said():
     N, D, L, C = sweep(sigma=.003)
     L = L.copy()
     L[4] += 2
-    answer = fit_law(N, D, L).optimum(1e19, n_boot=0)
+    answer = fit_law(N, D, L).optimum(1e19, interval=None)
     assert any("row 4" in w for w in answer.warnings)
 
 
@@ -214,7 +216,7 @@ def test_bad_questions(kw, says):
 # ------------------------------------------------------------------ the value
 def test_round_trip_and_text():
     fit, iso = fits()
-    for answer in (compute_optimal(fit, 1e19, isoflop=iso), compute_optimal(iso, 1e19), compute_optimal(fit, 1e19, n_boot=0)):
+    for answer in (compute_optimal(fit, 1e19, isoflop=iso), compute_optimal(iso, 1e19), compute_optimal(fit, 1e19, interval=None)):
         assert Allocation.from_dict(json.loads(json.dumps(answer.to_dict(), allow_nan=False))) == answer
         text = str(answer)
         assert text.splitlines()[0] == "To spend 1.00e19 FLOPs, 10 times the largest budget measured"
@@ -236,4 +238,43 @@ def test_frame_agrees_with_single_answers():
         one = compute_optimal(fit, row.C, isoflop=iso, n_boot=100)
         assert (row.N, row.D, row.loss, row.method) == (one.N, one.D, one.loss, one.method)
         assert (row.N_low, row.N_high) == one.N_interval and (row.D_low, row.D_high) == one.D_interval and (row.loss_low, row.loss_high) == one.loss_interval
-    assert optimum_frame(fit, [1e17], n_boot=0).N_low.isna().all()
+    assert optimum_frame(fit, [1e17], interval=None).N_low.isna().all()
+
+
+def test_both_bands_and_the_slack():
+    fit, iso = fits()
+    answer = compute_optimal(fit, 1e19, isoflop=iso)
+    for inner, outer, value in ((answer.N_interval, answer.N_outer, answer.N), (answer.D_interval, answer.D_outer, answer.D), (answer.loss_interval, answer.loss_outer, answer.loss)):
+        assert inner[0] < value < inner[1] and outer[1] / outer[0] >= inner[1] / inner[0] * (1 - 1e-9)
+    assert regret(fit, 1e19, np.array(answer.slack)) == pytest.approx([.01, .01], rel=1e-6)
+    for words in ("if the law is slightly wrong", "loses under 1 % of the compute"):
+        assert words in repr(answer) and words in answer._repr_html_()
+    assert Allocation.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
+    line = compute_optimal(iso, 1e19)
+    assert line.N_interval and line.N_outer is None and line.slack is None
+
+
+def test_regret_numbers():
+    "METHODS decision 10, at the rounded constants"
+    at = TRUTH.optimum(1e21)[0]
+    assert 100 * regret(TRUTH, 1e21, at * np.array([1.25, 1.5, 2, 3, 5])) == pytest.approx([1.5, 4.9, 13.6, 30.2, 52.7], abs=.05)
+    assert regret(TRUTH, 1e21, at) == pytest.approx(0, abs=1e-12)
+    low, high = regret_band(TRUTH, 1e21, .05)
+    assert low < at < high and regret(TRUTH, 1e21, np.array([low, high])) == pytest.approx([.05, .05], rel=1e-6)
+    with pytest.raises(ValueError, match="There is no law"):
+        regret_band(fit_law(*sweep(K=1, M=9)[:3]), 1e21)
+
+
+def test_a_coupled_fit_answers_without_an_interval():
+    N, D, L, C = sweep(sigma=.003)
+    answer = fit_law(N, D, L, law="coupled").optimum(1e19)
+    assert answer.N_interval is None and "'coupled'" in answer.warnings[0] and answer.slack[0] < answer.N < answer.slack[1]
+
+
+def test_profile_where_the_exponents_are_poorly_separated():
+    n = np.geomspace(1e7, 1e9, 12)
+    d = 20 * n * np.exp(.3 * np.sin(3 * np.arange(12)))
+    fit = fit_law(n, d, TRUTH.loss(n, d) + .0005 * np.random.default_rng(0).standard_normal(12))
+    assert fit.status is FitStatus.CONVERGED and fit.condition > 150
+    by = {m: fit.intervals(1e21, method=m, levels=.9).set_index("quantity").loc["N", ["low", "high"]] for m in ("profile", "sandwich")}
+    assert fit.optimum(1e21).N_interval == tuple(by["profile"]) != tuple(by["sandwich"])

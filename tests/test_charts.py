@@ -4,15 +4,20 @@ import re
 import subprocess
 import sys
 import xml.dom.minidom
+from xml.etree import ElementTree
 
 import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import fdtri
 
 from scaling_nb import charts as ch
-from scaling_nb.allocation import compute_optimal
-from scaling_nb.fitting import fit_isoflop, fit_law
+from scaling_nb.allocation import compute_optimal, regret, regret_band
+from scaling_nb.doubts import leave_future_out
+from scaling_nb.fitting import fit_law
+from scaling_nb.intervals import exponent_profile, fit_intervals
+from scaling_nb.isoflop import fit_isoflop
 from scaling_nb.laws import ChinchillaLaw
 from scaling_nb.records import MetricsLog, open_storage
 from scaling_nb.sweep import RunSpec, SweepPlan
@@ -123,7 +128,7 @@ def test_long_frames_travel_as_csv_and_come_back():
     assert data["format"]["parse"] == {"a": "number", "says": "string", "ok": "boolean", "gap": "number"}
     chart = alt.Chart(ch._data(frame)).mark_point().encode(x="a:Q", y="gap:Q", tooltip=["says:N", "ok:N"]).transform_filter("datum.ok")
     svg = drawn(chart)
-    assert svg.count('aria-roledescription="point"') == 10
+    assert len(re.findall(r"<path transform", svg)) == 10
 
 
 # ---------------------------------------------------------------- frames
@@ -219,9 +224,10 @@ def test_extrapolation_is_marked(fits):
 def test_a_budget_without_a_minimum_is_named(sweep):
     right = sweep[(sweep.budget > 3e10) | (sweep.N > 7000)]
     fit = fit_isoflop(right.N, right.C, right.loss, D=right.D, budget=right.budget)
-    said = titles(ch.plot_isoflop(fit))
+    chart = ch.plot_isoflop(fit)
+    said = titles(chart)
     assert said.startswith("2 of 4 budgets have a minimum") and "not 1.0e10:" in said and "not 2.5e10:" in said
-    drawn(ch.plot_isoflop(fit))
+    drawn(chart)
     assert "no interval" in titles(ch.plot_optimum(fit))
     assert "No optimum" in titles(ch.plot_loss(fit))
 
@@ -240,8 +246,8 @@ def test_failed_runs_stay_in_the_picture(sweep, fits):
     frame = sweep.copy()
     frame.loc[[3, 9], ["loss", "state", "reason"]] = [np.nan, "FAILED", 'Boom: "quotes", </script> & more\nline']
     svg = drawn(ch.plot_runs(frame))
-    assert svg.count(">✕<") == 2 and "26 of 28 runs ended with a loss" in svg and "✕ 2 failed" in svg
-    assert "✕ 2 failed" in titles(ch.plot_isoflop(fits[1], runs=frame))
+    assert svg.count(">×<") == 2 and "26 of 28 runs ended with a loss" in svg and "× 2 failed" in svg
+    assert "× 2 failed" in titles(ch.plot_isoflop(fits[1], runs=frame))
 
 
 @pytest.mark.parametrize("change", ["all failed", "one run", "one budget", "twelve budgets", "no budget", "bare", "nan budget", "same N", "seeds"])
@@ -294,6 +300,296 @@ def test_the_sizes_stay_small(fits):
     surface, isoflop = fits
     for chart in (ch.plot_isoflop(isoflop, surface), ch.plot_optimum(surface, isoflop=isoflop), ch.plot_loss(surface), ch.plot_residuals(surface)):
         assert len(json.dumps(chart.to_dict())) < 60_000
+
+
+# ---------------------------------------------------------------- what a law looks like
+
+TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
+
+
+def costly(N):
+    "A cost per token that is not proportional to N."
+    return 6 * N + 4e6 * N ** .4
+
+
+def big_sweep(budgets=(1e17, 10 ** 17.5, 1e18, 10 ** 18.5, 1e19), noise=.004, drift=0., seed=1, f=lambda N: 6 * N, **kw):
+    "A fit of five budgets of seven sizes, with noise and perhaps a recipe that loses `drift` nats a squared decade."
+    C = np.repeat(budgets, 7)
+    N = (TRUTH.optimum(np.asarray(budgets))[0][:, None] * np.geomspace(1 / 8, 8, 7)).ravel()
+    D = C / f(N)
+    L = TRUTH.loss(N, D) + drift * np.log10(C / min(budgets)) ** 2 + noise * np.random.default_rng(seed).standard_normal(len(N))
+    return fit_law(N, D, L, C=C, **kw)
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return big_sweep()
+
+
+@pytest.fixture(scope="module")
+def lawless():
+    return big_sweep(budgets=[1e18])
+
+
+def test_both_bands_are_those_of_the_intervals(sound):
+    path = ch.optimum_path(sound, C=1e21)
+    for method, columns in (("sandwich", "{}_{}"), ("discrepancy", "{}_outer_{}")):
+        known = fit_intervals(sound, path.C.to_numpy(), method=method, levels=(.9,))
+        for q in ("N", "D", "loss"):
+            rows = known[known.quantity == q]
+            for end in ("low", "high"):
+                assert np.allclose(path[columns.format(q, end)], rows[end], rtol=1e-6), (method, q, end)
+    assert (path.N_outer_low < path.N_low).all() and (path.N_outer_high > path.N_high).all()
+    chart = ch.plot_optimum(sound, C=1e21)
+    areas = [m for m in re.findall(r'"mark": \{[^}]*"area"', json.dumps(chart.to_dict()))]
+    assert len(areas) == 4 and "pale band" in titles(chart) and ch.si_format(path.N_outer_high.iloc[-1]) in titles(chart)
+    drawn(chart)
+    bare = ch.optimum_path(sound, interval=None)
+    assert bare.N_low.isna().all() and bare.N_outer_low.isna().all() and np.allclose(bare.N, sound.law.optimum(bare.C.to_numpy())[0])
+    none = ch.plot_optimum(sound, n_boot=0)
+    assert "no interval" in titles(none) and '"area"' not in json.dumps(none.to_dict())
+
+
+@pytest.mark.parametrize("law", ["chinchilla", "coupled"])
+@pytest.mark.parametrize("cost", [lambda N: 6 * N, costly])
+def test_contours_lie_on_the_law_and_touch_its_frontier(law, cost):
+    fit = big_sweep(f=cost, law=law)
+    frame = ch.isoloss_frame(fit, C=1e21, points=41)
+    line, frontier, runs = (frame[frame.kind == k] for k in ("contour", "frontier", "run"))
+    assert line.loss.nunique() == 6 and np.allclose(fit.law.loss(line.N.to_numpy(), line.D.to_numpy()), line.loss, rtol=1e-9)
+    assert np.allclose(line.C, fit.curve(line.N.to_numpy()) * line.D) and len(runs) == 35
+    for level, one in line.groupby("loss"):
+        assert (np.diff(one.N) > 0).all() and (np.diff(one.D) < 0).all()
+        least = fit.law.compute(level, fit.curve)
+        assert least <= one.C.min() * (1 + 1e-9) < 1.01 * least
+    N, D, loss = fit.law.optimum(frontier.C.to_numpy(), fit.curve)
+    assert np.allclose(frontier.N, N) and np.allclose(frontier.loss, loss) and frontier.C.max() == pytest.approx(1e21)
+    assert frontier[~frontier.extrapolated].C.max() == pytest.approx(fit.C.max())
+    if law == "chinchilla" and cost is costly:
+        svg = drawn(ch.plot_isoloss(fit, C=1e21, x="D"))
+        assert all(f">{v:g}" in svg or f">{v:.1f}" in svg or f">{v:.2f}" in svg for v in line.loss.unique()[1:-1])
+
+
+def test_levels_can_be_chosen_and_one_that_is_nowhere_draws_nothing(sound):
+    frame = ch.isoloss_frame(sound, levels=[3., 1., 99.])
+    assert frame[frame.kind == "contour"].loss.unique().tolist() == [3.]
+    drawn(ch.plot_isoloss(sound, levels=[3., 1., 99.]))
+    drawn(ch.plot_isoloss(sound, levels=[1.]))
+    with pytest.raises(ValueError, match="'C' or 'D'"):
+        ch.plot_isoloss(sound, x="N")
+    with pytest.raises(ValueError, match="`C` must be positive"):
+        ch.isoloss_frame(sound, C=-1)
+
+
+def test_residual_trends_find_what_is_there_and_not_what_is_not(sound):
+    rng = np.random.default_rng(0)
+    frame = ch.residuals_frame(sound)
+    wave = frame.assign(residual=.002 * np.sin(.8 * np.log(frame.D)) + .001 * rng.standard_normal(len(frame)), outlier=False)
+    curves, trends = ch.residual_trends(wave)
+    best = trends.loc[trends.p.idxmin()]
+    assert best.against == "D" and best.p < 1e-3 and best["share"] > .5 and set(curves) == {"N", "D", "D/N", "C"}
+    by_hand = np.polyval(np.polyfit(np.log(wave.D), wave.residual, 4), np.log(curves["D"].x))
+    assert np.allclose(curves["D"]["at"], by_hand, atol=1e-9)
+    p = [ch.residual_trends(frame.assign(residual=rng.standard_normal(len(frame)), outlier=False))[1].p for _ in range(300)]
+    assert .02 < np.mean(np.stack(p) < .05) < .09   # noise is called a trend as often as promised
+    few = ch.residual_trends(frame.head(5))
+    assert few[0] == {} and len(few[1]) == 0
+
+
+def test_residual_panels_and_their_choice(sound):
+    four, one = ch.plot_residuals(sound), ch.plot_residuals(sound, against="D/N")
+    assert len(four.to_dict()["concat"]) == 4 and "layer" in one.to_dict()
+    svg = drawn(four)
+    for title in ("N, parameters", "D, tokens", "D/N, tokens per parameter", "C, FLOPs"):
+        assert title in svg
+    assert "no trend beyond chance" in titles(four) and "D/N" in titles(one)
+    for wrong in ((), "size", ("N", "x")):
+        with pytest.raises(ValueError, match="`against` must hold"):
+            ch.plot_residuals(sound, against=wrong)
+
+
+def test_an_outlier_stands_at_the_edge_and_leaves_the_others_their_room(sound):
+    L = sound.L.copy()
+    L[[4, 17]] *= 2
+    fit = fit_law(sound.N, sound.D, L, C=sound.C)
+    assert fit.outliers.sum() == 2
+    chart = ch.plot_residuals(fit)
+    assert "over 33 runs, and 2 by far more" in titles(chart) and "rings: 2 beyond" in titles(chart)
+    y = chart.to_dict()["concat"][0]["layer"][2]["encoding"]["y"]["scale"]["domain"]
+    assert y[1] < .03 and np.abs(ch.residuals_frame(fit).residual).max() > .5   # the axis is made for the other 33
+    drawn(chart)
+
+
+def test_predicted_is_the_law_and_the_hold_out_is_marked(sound):
+    held = pd.DataFrame({"N": [1e9, 2e9, 3e9], "D": [2e10, 2e10, 2e10], "loss": [np.nan, 2.6, 2.5]})
+    frame = ch.predicted_frame(sound, held)
+    assert np.allclose(frame.predicted, sound.law.loss(frame.N.to_numpy(), frame.D.to_numpy()))
+    assert np.allclose(frame.residual[~frame.held_out], sound.residuals) and frame.held_out.sum() == 2
+    own = frame[frame.held_out]
+    assert np.allclose(own.residual, np.log(own.loss / own.predicted)) and np.allclose(own.C, 6 * own.N * own.D)
+    off = float((100 * (own.loss - own.predicted) / own.loss).mean())
+    chart = ch.plot_predicted(sound, held)
+    assert titles(chart).startswith(f"2 runs it never saw have {abs(off):.2g} % {'more' if off > 0 else 'less'} loss than the law says")
+    drawn(chart)
+    assert titles(ch.plot_predicted(sound)).startswith("The law meets its 35 runs to")
+    assert "run it never saw" in titles(ch.plot_predicted(sound, held.tail(1)))
+    assert titles(ch.plot_predicted(sound, held.head(1))).startswith("The law meets")   # a hold-out without a loss is none
+    with pytest.raises(ValueError, match=r"`holdout` must have .* \['loss'\] are missing"):
+        ch.plot_predicted(sound, held.rename(columns={"loss": "val"}))
+
+
+def test_the_path_of_the_future_ends_at_the_whole_fit(sound):
+    frame = ch.future_frame(sound, C=1e21)
+    known = leave_future_out(sound, 1e21)
+    pd.testing.assert_frame_equal(frame.iloc[:-1][known.columns.tolist()], known, check_dtype=False)
+    last = frame.iloc[-1]
+    assert last.used == 5 and last.n == 0 and last.N == pytest.approx(sound.law.optimum(1e21)[0]) and (frame.C == 1e21).all()
+    row = known[known.used == 4].iloc[0]
+    chart = ch.plot_future(sound, C=1e21)
+    said = titles(chart)
+    assert f"predicts {abs(row.bias):.2g} % too {'much' if row.bias > 0 else 'little'} loss at 1.0e19 ({row.light})" in said
+    assert f"went from {ch.si_format(known.N.iloc[0])} to {ch.si_format(last.N)}" in said
+    drawn(chart)
+    assert titles(ch.plot_future(frame)) == said   # a frame that was kept draws the same
+    drifting = titles(ch.plot_future(big_sweep(drift=.02)))
+    assert "too little loss" in drifting and ("(red)" in drifting or "(amber)" in drifting)
+
+
+def test_a_future_that_cannot_be_asked_says_why():
+    three = big_sweep(budgets=[1e17, 1e18, 1e19])
+    frame = ch.future_frame(three)
+    assert len(frame) == 1 and frame.N[0] == pytest.approx(three.law.optimum(1e20)[0]) and "make four" in frame.reason[0]
+    chart = ch.plot_future(three)
+    assert titles(chart) == "No budget could be held out" and "make four" in drawn(chart)
+
+
+@pytest.mark.parametrize("cost", [lambda N: 6 * N, costly])
+def test_regret_is_the_compute_that_was_not_needed(cost):
+    fit = big_sweep(f=cost)
+    frame = ch.regret_frame(fit, 1e20, points=4)
+    curve, spans = frame[frame.kind == "curve"], frame.set_index("kind")
+    by_hand = [1 - fit.law.compute(fit.law.loss(n, 1e20 / fit.curve(n)), fit.curve) / 1e20 for n in curve.N]
+    assert np.allclose(curve.regret, by_hand, atol=1e-7) and curve.regret.max() == pytest.approx(.12) and (np.diff(curve.N) > 0).all()
+    assert np.allclose(curve.D, 1e20 / fit.curve(curve.N.to_numpy()))
+    assert spans.N["optimum"] == pytest.approx(fit.law.optimum(1e20, fit.curve)[0]) and spans.regret["optimum"] == 0
+    assert (spans.N_low["band"], spans.N_high["band"]) == pytest.approx(regret_band(fit, 1e20))
+    answer = compute_optimal(fit, 1e20)
+    assert (spans.N_low["interval"], spans.N_high["interval"]) == pytest.approx(answer.N_interval)
+    assert spans.regret["isoflop"] == pytest.approx(regret(fit, 1e20, float(spans.N["isoflop"])), abs=1e-12)
+    chart = ch.plot_regret(fit, 1e20)
+    low, high = (ch.si_format(v) for v in regret_band(fit, 1e20))
+    assert titles(chart).startswith(f"Any N from {low} to {high} loses under 1 % of 1.0e20 FLOPs")
+    drawn(chart)
+
+
+def test_regret_refuses_a_share_that_is_no_share(sound):
+    for share in (0, 1., -1, float("nan")):
+        with pytest.raises(ValueError, match="`share` must lie between"):
+            ch.plot_regret(sound, 1e20, share=share)
+
+
+def test_regions_of_the_exponents_hold_what_their_statistic_says(sound):
+    frame = ch.profile_frame(sound, levels=(.5, .95))
+    table = exponent_profile(sound, n=25)
+    limit = {v: 2 * fdtri(2, sound.n - 5, v) for v in (.5, .95)}
+    step = table.beta.diff().abs().max() / 5 + table.beta.diff()[table.beta.diff() > 0].min() / 4
+    for level, one in frame.groupby("level"):
+        assert ((one.beta_low <= sound.law.beta) & (sound.law.beta <= one.beta_high)).any() and (one.beta_low <= one.beta_high).all()
+        for a, rows in table.groupby("alpha"):   # every point of the grid is inside the region just where its statistic is small
+            if not one.alpha.min() < a < one.alpha.max():
+                continue
+            low, high = np.interp(a, one.alpha, one.beta_low), np.interp(a, one.alpha, one.beta_high)
+            clear = rows[(np.abs(rows.beta - low) > step) & (np.abs(rows.beta - high) > step)]
+            assert (((clear.beta > low) & (clear.beta < high)) == (clear.statistic <= limit[level])).all(), (level, a)
+    inner, outer = frame[frame.level == .5], frame[frame.level == .95]
+    assert outer.alpha.min() < inner.alpha.min() < sound.law.alpha < inner.alpha.max() < outer.alpha.max() and not frame.open.any()
+    chart = ch.plot_profile(sound)
+    assert f"alpha from {outer.alpha.min():.3f} to {outer.alpha.max():.3f}" in titles(chart)
+    drawn(chart)
+
+
+def test_profiles_can_be_drawn_from_the_surface_alone(sound):
+    chart = ch.plot_isoflop(sound)
+    assert "dotted: the surface fit" in titles(chart) and titles(chart).startswith("All 5 budgets")
+    drawn(chart)
+    N = np.repeat([1e7, 3e7, 1e8, 3e8, 1e9], 4)
+    D = N * np.tile([5, 20, 80, 320], 5)
+    ladder = fit_law(N, D, TRUTH.loss(N, D) * np.exp(.003 * np.random.default_rng(0).standard_normal(20)))
+    assert titles(ch.plot_isoflop(ladder)) == "These runs have no IsoFLOP profiles"
+    for plot in (ch.plot_isoflop, ch.plot_optimum, ch.plot_loss, ch.plot_isoloss, ch.plot_residuals, ch.plot_predicted, ch.plot_future, ch.plot_regret, ch.plot_profile):
+        drawn(plot(ladder))
+    assert ch.isoloss_frame(ladder).query("kind == 'run'").budget.nunique() <= 12   # a cloud of runs is coloured in bins
+
+
+LAW_PLOTS = {"isoloss": ch.plot_isoloss, "predicted": ch.plot_predicted, "future": ch.plot_future, "regret": ch.plot_regret, "profile": ch.plot_profile}
+LAW_FRAMES = {"isoloss": ch.isoloss_frame, "predicted": ch.predicted_frame, "future": ch.future_frame, "regret": ch.regret_frame, "profile": ch.profile_frame}
+
+
+@pytest.mark.parametrize("name", LAW_PLOTS)
+def test_without_a_law_the_frame_refuses_and_the_picture_says_why(name, lawless, sound):
+    assert lawless.law is None
+    with pytest.raises(ValueError, match="no law to draw.*one budget only"):
+        LAW_FRAMES[name](lawless)
+    chart = LAW_PLOTS[name](lawless)
+    assert "one budget only" in drawn(chart) and titles(chart).split()[0] in ("There", "No")
+    iso = fit_isoflop(sound.N, sound.C, sound.L, D=sound.D)
+    for function in (LAW_FRAMES[name], LAW_PLOTS[name]):   # a mistake, not a poor sweep
+        with pytest.raises(TypeError, match="Pass the FitResult"):
+            function(iso)
+
+
+def test_fits_that_have_no_interval_still_draw(sound):
+    i = [0, 6, 14, 20, 34]
+    five = fit_law(sound.N[i], sound.D[i], sound.L[i], C=sound.C[i])
+    assert five.law is not None
+    assert "no interval" in titles(ch.plot_optimum(five)) and "no interval" in titles(ch.plot_regret(five))
+    with pytest.raises(ValueError, match="five runs leave none"):
+        ch.profile_frame(five)
+    exact = big_sweep(noise=0.)
+    with pytest.raises(ValueError, match="to rounding"):
+        ch.profile_frame(exact)
+    coupled = big_sweep(law="coupled")
+    assert "Chinchilla" in drawn(ch.plot_profile(coupled)) and "no interval" in titles(ch.plot_regret(coupled))
+    for plot in (ch.plot_loss, ch.plot_isoloss, ch.plot_residuals, ch.plot_predicted, ch.plot_future):
+        drawn(plot(five))
+    drawn(ch.plot_residuals(exact))
+
+
+# ---------------------------------------------------------------- half the bytes, the same picture
+
+def test_a_lean_spec_draws_the_same_picture(sound, fits, plan, sweep):
+    import vl_convert
+    charts = [ch.plot_isoflop(fits[1], fits[0]), ch.plot_optimum(sound), ch.plot_residuals(sound), ch.plot_future(sound), ch.plot_plan(plan), ch.stack(ch.plot_runs(sweep), ch.plot_isoloss(sound))]
+
+    def paint(spec, version):   # ids and words aside, which carry no ink
+        return re.sub(r"clip\d+|view_\w+|concat_\w+", "", re.sub(r' aria-\w+="[^"]*"', "", vl_convert.vegalite_to_svg(spec, vl_version=version)))
+    for chart in charts:
+        spec = chart.to_dict()
+        lean = ch._lean_spec(spec)
+        painted = paint(spec, ch._vl_version())
+        assert painted == paint(lean, ch._vl_version()) and len(json.dumps(lean)) < len(json.dumps(spec))
+        assert painted == paint({**lean, "$schema": "https://vega.github.io/schema/vega-lite/v5.json"}, "5.8")   # what JupyterLab draws
+    assert spec == charts[-1].to_dict()   # the chart itself is left as it was
+
+
+def test_a_lean_svg_loses_bytes_and_no_mark(fits, sound):
+    import vl_convert
+    for chart in (ch.plot_isoflop(fits[1], fits[0]), ch.plot_residuals(sound, against=("N", "C"))):
+        raw = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=ch._vl_version())
+        lean = ch.chart_svg(chart.to_dict())
+        assert len(lean) < .5 * len(raw) and "ns0:" not in lean and lean.startswith("<svg ")
+        root = ElementTree.fromstring(lean)
+        marks = [e for e in root.iter() if e.tag.endswith(("path", "line", "text"))]
+        seen = [e for e in ElementTree.fromstring(raw).iter() if e.tag.endswith(("line", "text")) or e.tag.endswith("path") and e.get("d") and (e.get("fill") or e.get("stroke"))]
+        clips = sum(1 for e in root.iter() if e.tag.endswith("clipPath"))
+        assert abs(len(marks) - len(seen)) <= clips and [e.text for e in marks if e.tag.endswith("text")] == [e.text for e in seen if e.tag.endswith("text")]
+        assert all(len(n.split(".")[1]) <= 2 for e in root.iter() for n in re.findall(r"\d+\.\d+", e.get("d", "") + e.get("transform", "")))
+
+
+def test_numbers_of_a_law_are_seen_small():
+    chart = alt.Chart(ch._data(pd.DataFrame({"x": [.05, 500.], "y": [1., 2.]}))).mark_point().encode(ch._log(alt.X, "x", "x", [.05, 2000.]), alt.Y("y:Q"))
+    svg = drawn(chart)
+    assert ">0.1<" in svg and "100m" not in svg and ">1k<" in svg   # never a thousandth that reads like a million
 
 
 # ---------------------------------------------------------------- shown with no internet

@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
 RUNNING = {"contracts", "flops", "sweep", "records", "training", "scheduling"}
-LAW = {"laws", "fitting", "allocation"}
+LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts"}
 ORDER = {  # module -> what it may import of the package
     "contracts": set(), "flops": {"contracts"}, "sweep": {"contracts", "flops"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "sweep", "records"}, "scheduling": {"contracts", "flops", "sweep", "records", "training"},
-    "laws": set(), "fitting": {"laws"}, "allocation": {"laws", "fitting"},
+    "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
+    "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "zoo.gpt": set(), "zoo.data": set(),
 }

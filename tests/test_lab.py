@@ -29,7 +29,7 @@ curves = pd.concat([pd.DataFrame({**r._asdict(), "final": r.loss, "step": range(
                                   "loss": [5 / k ** .1 for k in range(1, 101)]}) for r in sweep.itertuples(index=False)])
 ch.plot_curves(curves)"""
 PLOTS = ["ch.plot_plan(plan)", "ch.plot_runs(sweep)", CURVES, "ch.plot_isoflop(isoflop, surface, sweep)", "ch.plot_optimum(surface, isoflop=isoflop)", "ch.plot_loss(surface)",
-         "ch.plot_residuals(surface)", "ch.stack(ch.plot_isoflop(isoflop), ch.plot_optimum(isoflop, n_boot=0))"]
+         "ch.plot_residuals(surface)", "ch.stack(ch.plot_isoflop(isoflop), ch.plot_optimum(isoflop, interval=None))"]
 LIVE = ".snb-run"
 MOVED = "([s, n]) => +document.querySelector(s)?.dataset.rows > n"
 

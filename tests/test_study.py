@@ -47,7 +47,7 @@ def test_noisy_mock_sweep_is_within_the_interval(tmp_path, noise_seed):
     a = study.predict(1e18, level=.95)
     N, L = truth(law, study.surface, 1e18)
     assert a.N_interval[0] < N < a.N_interval[1] and a.loss_interval[0] < L < a.loss_interval[1]
-    from scaling_nb.fitting import bootstrap_fit
+    from scaling_nb.intervals import bootstrap_fit
     b = np.asarray(bootstrap_fit(study.surface, n=300, seed=0))
     for i, k in ((3, "alpha"), (4, "beta")):
         lo, hi = np.quantile(b[:, i], [.005, .995])
