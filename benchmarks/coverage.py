@@ -5,7 +5,7 @@ of intervals that hold the truth, in per cent, and their median width. Losses ar
 
 The first table is ln N*, the second the loss. The first four rows are noise: there 90 % should be near 90. "Under-tuned" runs
 are too high by .002 in the mean, so that no fit can find the true loss. "Smooth" rows are a law that is not quite right, by a smooth error of the
-amplitude and length given (e-folds) over noise of .001: no interval for chance alone can cover these.
+amplitude and length given (e-folds) over noise of .001, which bends the loss at the target as well: no interval for chance alone can cover these.
 The last table is a law whose two terms are coupled (exponent gamma), fitted without the coupling: the loss, ever further out."""
 import argparse
 import math
@@ -30,30 +30,35 @@ def design(law, budgets, sizes, reach, top=1e18):
     return N, C / (6 * N), C
 
 
-def noise(kind, N, D, C, rng):
-    "What is added to ln L, (R,)"
+def noise(kind, N, D, C, targets, rng):
+    "What is added to ln L of the runs (R,), and by how much the truth at the targets (N, D) is bent (K,)"
     z = rng.standard_normal(len(N))
     if kind == "iid":
-        return .0015 * z
-    if kind == "falls with C":
-        return .001 * (C.max() / C) ** .25 * z
-    if kind == "8 % bad runs":
-        return .0012 * z + np.where(rng.random(len(N)) < .08, rng.exponential(.015, len(N)), 0)
-    if kind == "under-tuned":
-        return .001 * z + rng.exponential(.002, len(N))
-    amplitude, length = map(float, kind.removeprefix("smooth").split(","))
-    at = np.log(np.stack([N, D], 1))
-    K = np.exp(-((at[:, None] - at) ** 2).sum(-1) / (2 * length ** 2)) + 1e-9 * np.eye(len(N))
-    return .001 * z + amplitude * np.linalg.cholesky(K) @ rng.standard_normal(len(N))
+        e = .0015 * z
+    elif kind == "falls with C":
+        e = .001 * (C.max() / C) ** .25 * z
+    elif kind == "8 % bad runs":
+        e = .0012 * z + np.where(rng.random(len(N)) < .08, rng.exponential(.015, len(N)), 0)
+    elif kind == "under-tuned":
+        e = .001 * z + rng.exponential(.002, len(N))
+    else:
+        amplitude, length = map(float, kind.removeprefix("smooth").split(","))
+        at = np.log(np.concatenate([np.stack([N, D], 1), targets]))
+        K = np.exp(-((at[:, None] - at) ** 2).sum(-1) / (2 * length ** 2)) + 1e-9 * np.eye(len(at))
+        bend = amplitude * np.linalg.cholesky(K) @ rng.standard_normal(len(at))
+        return .001 * z + bend[:len(N)], bend[len(N):]
+    return e, np.zeros(len(targets))
 
 
 def tally(law, runs, kind, budgets, methods, sims, replicates, seed=1):
     "Frame by (C, quantity, method): share that holds the truth, median width, how many gave an interval; N in logs. `law` made the losses"
     N, D, spent = runs
     rng, rows = np.random.default_rng(seed), []
-    truth = {(C, q): v for C in budgets for q, v in zip(("N", "D", "loss"), law.optimum(C))}
+    best = np.array([law.optimum(C) for C in budgets])
     for s in range(sims):
-        fit = fit_law(N, D, law.loss(N, D) * np.exp(noise(kind, N, D, spent, rng)))
+        e, bend = noise(kind, N, D, spent, best[:, :2], rng)
+        truth = {(C, q): v for C, (n, _, loss), x in zip(budgets, best, bend) for q, v in (("N", n), ("loss", loss * math.exp(x)))}
+        fit = fit_law(N, D, law.loss(N, D) * np.exp(e))
         found = pd.concat([fit_intervals(fit, budgets, method=m, levels=.9, n=replicates, seed=s) for m in methods])
         for r in found[found.quantity.isin(("N", "loss"))].itertuples():
             width = math.log(r.high / r.low) if r.quantity == "N" else r.high - r.low

@@ -17,7 +17,8 @@ _NAMES = {
     "isoflop": "EnvelopeFit IsoFlopFit fit_envelope fit_isoflop",
     "intervals": "bootstrap_fit fit_intervals",
     "allocation": "Allocation compute_optimal regret regret_band",
-    "charts": "plot_curves plot_isoflop plot_loss plot_optimum plot_plan plot_residuals plot_runs",
+    "doubts": "agreement exclusion_path influence leave_future_out window_path",
+    "charts": "plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
     "study": "Study find_optimal load_study",
 }

@@ -342,13 +342,12 @@ def _disagreement(estimates, spread, method, N_int, losses, loss_int):
         out.append((3, f"The two methods give the loss as {losses[method]:.3f} and {losses[other]:.3f} nats, further apart than the interval says: quote the range."))
     return out
 
-# %% ../nbs/08_allocation.ipynb #2487d61a
+# %% ../nbs/08_allocation.ipynb #2a2d45bc
 def _second_opinion(fit):
     "IsoFLOP fit of a surface fit's runs, or None where they do not lie on budgets"
-    group = budget_groups(fit.C)
-    spread = max(np.ptp(np.log(fit.C[group == k])) for k in range(group.max() + 1))
-    crowded = (np.bincount(group) >= 5).sum() >= 2
-    return fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, mock=fit.mock) if crowded and spread < .5 else None
+    group = budget_groups(fit.C) if fit.budget is None else np.unique(fit.budget, return_inverse=True)[1]
+    held = [(group == k).sum() for k in range(group.max() + 1) if (group == k).sum() >= 5 and np.ptp(np.log(fit.C[group == k])) < .5]
+    return fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, budget=fit.budget, mock=fit.mock) if len(held) >= 2 and sum(held) >= .8 * len(group) else None
 
 # %% ../nbs/08_allocation.ipynb #167bfb41
 def compute_optimal(
@@ -365,7 +364,7 @@ def compute_optimal(
     "Split `C` FLOPs into parameters and tokens. ValueError where no optimum can be read off the runs"
     return _allocate(fit, [C], isoflop, level, interval, seed_noise, n_boot, seed)[0]
 
-# %% ../nbs/08_allocation.ipynb #a33facbe
+# %% ../nbs/08_allocation.ipynb #d8c13575
 def _allocate(fit, budgets, isoflop, level, interval, seed_noise, n_boot, seed):
     "An Allocation per budget; what can be done once for all of them is"
     budgets = np.asarray(budgets, float).tolist()
@@ -375,7 +374,7 @@ def _allocate(fit, budgets, isoflop, level, interval, seed_noise, n_boot, seed):
         raise ValueError(f"`level` must lie between 0 and 1, but got {level!r}.")
     surface, iso = (None, fit) if isinstance(fit, IsoFlopFit) else (fit, isoflop if isoflop is not None else _second_opinion(fit))
     method, said = choose_method(surface, iso, seed_noise)
-    known = ({"surface": surface} if surface is not None and surface.law else {}) | ({"isoflop": iso} if _has_line(iso) else {})
+    known = ({"surface": surface} if surface is not None and surface.law and surface.status.ok else {}) | ({"isoflop": iso} if _has_line(iso) else {})
     bias = _line_bias(known[method], known)
     found = _intervals(known[method], budgets, level, interval, n_boot, seed, bias)
     return [_statement(c, known, method, said, found[c], level, bias) for c in budgets]

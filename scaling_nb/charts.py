@@ -90,15 +90,17 @@ def chart_theme() -> alt.theme.ThemeConfig:
         "header": {"labelColor": _INK, "titleColor": _INK}, "text": {"color": _INK, "fontSize": 11}, "rule": {"color": _INK},
         "line": {"strokeCap": "round", "strokeJoin": "round"}}})
 
-# %% ../nbs/09_charts.ipynb #ca71c8ee
+# %% ../nbs/09_charts.ipynb #024ba2fa
 _SVG = "http://www.w3.org/2000/svg"
 _SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "font-style", "text-anchor")   # what children inherit
-_SHORT = functools.partial(re.compile(r"\d+\.\d{3,}").sub, lambda v: f"{float(v[0]):.2f}".rstrip("0").rstrip("."))
+_SHORT = functools.partial(re.compile(r"\d+\.\d{2,}").sub, lambda v: f"{float(v[0]):.1f}".removesuffix(".0"))   # a tenth of a pixel
 ElementTree.register_namespace("", _SVG)
 
 
 def _lean_svg(node) -> bool:
     "Shorten an SVG in place, without a change that can be seen; False for an element that draws nothing."
+    if node.tag == f"{{{_SVG}}}defs":
+        return True
     for name, value in list(node.attrib.items()):
         if name.startswith("aria-") or name in ("role", "pointer-events") or (name, value) == ("opacity", "1") or name == "class" and not re.search("title-text|^marks$", value):
             del node.attrib[name]
@@ -114,27 +116,27 @@ def _lean_svg(node) -> bool:
                 for child in node:
                     del child.attrib[name]
         return len(node) > 0
-    return node.tag != f"{{{_SVG}}}path" or bool(node.get("d")) and (node.get("fill") or node.get("stroke")) is not None or "clip" in node.attrib
+    painted = node.tag != f"{{{_SVG}}}path" or bool(node.get("d") and (node.get("fill") or node.get("stroke")))
+    return painted and node.get("opacity") != "0"
 
-# %% ../nbs/09_charts.ipynb #ef9168f0
-def _lean_spec(spec, said=None):
-    "A copy of a spec in which no layer repeats the axis, scale or legend of an earlier one."
-    if not isinstance(spec, dict):
-        return spec
-    lean = {k: [_lean_spec(s) for s in v] if k in ("hconcat", "vconcat", "concat") else v for k, v in spec.items()}
-    said = {} if said is None else said
+# %% ../nbs/09_charts.ipynb #94991f9f
+def _lean_spec(spec, axes=None, colors=None):
+    "A copy of a spec in which no layer repeats the title, axis or scale of an earlier one, and no panel the colours."
+    axes, colors, lean = axes if axes is not None else {}, colors if colors is not None else {}, dict(spec)
+    for part in ("hconcat", "vconcat", "concat"):
+        if part in lean:
+            lean[part] = [_lean_spec(s, {}, {} if "resolve" in lean else colors) for s in lean[part]]
     if "layer" in lean:
-        lean["layer"] = [_lean_spec(s, said) for s in lean["layer"]]
+        lean["layer"] = [_lean_spec(s, axes, colors) for s in lean["layer"]]
     if "encoding" in lean:
-        lean["encoding"] = {channel: _once(channel, e, said) for channel, e in lean["encoding"].items()}
+        said = dict(x=axes, y=axes, color=colors, shape=colors)
+        lean["encoding"] = {channel: _once(channel, e, said[channel]) if channel in said else e for channel, e in lean["encoding"].items()}
     return lean
 
 
 def _once(channel, encoding, said):
-    "An encoding without what an earlier layer said of this channel."
-    if channel not in ("x", "y", "color", "shape"):
-        return encoding
-    return {k: v for k, v in encoding.items() if k not in ("axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
+    "An encoding without what has been said of this channel."
+    return {k: v for k, v in encoding.items() if k not in ("title", "axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
 
 # %% ../nbs/09_charts.ipynb #68eb5e6f
 def _vl_version() -> str:
@@ -524,7 +526,7 @@ def plot_curves(
     notes = "; ".join([f"running mean over {100 * smooth:g} % of the tokens seen"] * bool(smooth) + [f"× {failed} failed"] * bool(failed))
     return _finish(alt.layer(*layers), title, notes, table=table, mock=_is_mock(runs))
 
-# %% ../nbs/09_charts.ipynb #5b63fb0c
+# %% ../nbs/09_charts.ipynb #a8fd286f
 def isoflop_frame(
     isoflop,         # IsoFlopFit
     fit=None,        # FitResult to lay over it
@@ -543,8 +545,7 @@ def isoflop_frame(
             tokens = b.budget / fit.flops_per_token(grid)
             rows += [dict(one, kind="surface", N=n, D=d, loss=v) for n, d, v in zip(grid, tokens, fit.law.loss(grid, tokens))]
         if b.status == "ok":
-            spread = math.exp(1.645 * b.N_opt_se)
-            rows.append(dict(one, kind="minimum", N=b.N_opt, D=b.D_opt, C=b.budget, loss=b.L_min, N_low=b.N_opt / spread, N_high=b.N_opt * spread))
+            rows.append(dict(one, kind="minimum", N=b.N_opt, D=b.D_opt, C=b.budget, loss=b.L_min, N_low=b.N_opt_low, N_high=b.N_opt_high))
     columns = ["kind", "budget", "N", "D", "C", "loss", "N_low", "N_high", "interior"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -678,15 +679,15 @@ def _budget_dots(dots, column, x, y, names):
         layers.append(base.mark_rule(strokeWidth=2).encode(x, y, alt.Y2(f"{column}_high:Q"), color).encode(y=alt.Y(f"{column}_low:Q")))
     return [*layers, base.mark_point(filled=True, size=70, opacity=1).encode(x, y, color, shape, tooltip=tips)]
 
-# %% ../nbs/09_charts.ipynb #8519a035
+# %% ../nbs/09_charts.ipynb #2f2449c4
 def _minima(isoflop) -> pd.DataFrame:
     "The budgets' own minima with 90 % intervals."
     b = isoflop.budgets[isoflop.budgets["status"] == "ok"]
-    spread = np.exp(1.645 * b["N_opt_se"])
-    return pd.DataFrame({"budget": b.budget, "C": b.budget, "N": b.N_opt, "N_low": b.N_opt / spread, "N_high": b.N_opt * spread,
-                         "D": b.D_opt, "D_low": b.D_opt / spread, "D_high": b.D_opt * spread, "loss": b.L_min})
+    tokens = lambda size: b.C.to_numpy() / isoflop.flops_per_token(size.to_numpy())
+    return pd.DataFrame({"budget": b.budget, "C": b.budget, "N": b.N_opt, "N_low": b.N_opt_low, "N_high": b.N_opt_high,
+                         "D": b.D_opt, "D_low": tokens(b.N_opt_high), "D_high": tokens(b.N_opt_low), "loss": b.L_min})
 
-# %% ../nbs/09_charts.ipynb #4881a60a
+# %% ../nbs/09_charts.ipynb #4e23a88a
 def _isoflop_of(fit, isoflop=None):
     "The IsoFLOP fit that goes with a fit: itself, the one given, or one of the same runs; None where the runs lie on no budgets."
     if hasattr(fit, "line"):
@@ -694,7 +695,7 @@ def _isoflop_of(fit, isoflop=None):
     if isoflop is not None:
         return isoflop
     try:
-        own = fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, mock=fit.mock)
+        own = fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, budget=fit.budget, mock=fit.mock)
     except ValueError:
         return None
     return own if (own.budgets["n"] >= 3).sum() >= 2 else None

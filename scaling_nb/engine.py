@@ -187,7 +187,7 @@ def _eliminate(
         x[j] = (x[j] - (A[j + 1:, j] * x[j + 1:]).sum(0)) / A[j, j]
     return x, positive
 
-# %% ../nbs/06a_engine.ipynb #d5bb073c
+# %% ../nbs/06a_engine.ipynb #af3c0ac9
 def _step(A, g, pinned, value):
     "Solve A s = -g for the components that are free; the pinned take `value`: (K, S), and where A is positive definite (S,)"
     if not pinned.any():
@@ -198,8 +198,13 @@ def _step(A, g, pinned, value):
     s, positive = _eliminate(np.where(pinned[:, None] | pinned, np.eye(len(A))[..., None], A), right)
     return -s, positive
 
+def _absolute(A, least=1e-4):
+    "Symmetric matrices (K, K, S) with their eigenvalues made positive"
+    values, vectors = np.linalg.eigh(np.moveaxis(A, -1, 0))
+    return np.moveaxis((vectors * np.maximum(np.abs(values), least)[:, None]) @ np.swapaxes(vectors, 1, 2), 0, -1)
+
 def _direction(theta, g, H, M, lam, lower, upper):
-    "Newton step within the bounds (5, S), its predicted gain (S,), and where the metric had to stand in for the Hessian (S,)"
+    "Newton step within the bounds (5, S) and its predicted gain (S,)"
     d = np.sqrt(np.maximum(np.einsum("iis->is", M), 1e-300))
     t, lo, hi, g = theta.T, lower[:, None], upper[:, None], g / d
     A, Ms = H / (d[:, None] * d), M / (d[:, None] * d) + 1e-13 * np.eye(5)[..., None]
@@ -208,7 +213,7 @@ def _direction(theta, g, H, M, lam, lower, upper):
     step, positive = _step(A, g, pinned, 0.)
     if not positive.all():
         bad = ~positive
-        A[..., bad] = (1 + lam[bad]) * (Ms[..., bad] + 1e-9 * np.eye(5)[..., None])
+        A[..., bad] = _absolute(A[..., bad])
         step[:, bad] = _step(A[..., bad], g[:, bad], pinned[:, bad], 0.)[0]
     beyond = (t + step / d < lo) | (t + step / d > hi)
     if beyond.any():  # go to the bound, and let the others know
@@ -216,7 +221,7 @@ def _direction(theta, g, H, M, lam, lower, upper):
         reach = np.clip((t + step / d)[:, k], lo, hi) - t[:, k]
         step[:, k] = _step(A[..., k], g[:, k], (beyond | pinned)[:, k], reach * d[:, k])[0]
     gain = -(g * step).sum(0)
-    return step / d, gain, ~positive
+    return step / d, gain
 
 # %% ../nbs/06a_engine.ipynb #fd0c21d3
 def _relinear(problem, theta, w, delta, y=None):
@@ -231,7 +236,7 @@ def _relinear(problem, theta, w, delta, y=None):
     found = np.concatenate([coef[:, :1], np.log(np.maximum(coef[:, 1:], 1e-26)), theta[:, 3:]], 1)
     return np.where((coef[:, 1:] > 0).all(1)[:, None], found, theta)
 
-# %% ../nbs/06a_engine.ipynb #41666c5f
+# %% ../nbs/06a_engine.ipynb #3315e44e
 def _newton(
     problem, theta,  # SurfaceProblem; (S, 5) starts
     w,               # (S, R) weights
@@ -247,7 +252,7 @@ def _newton(
     f, g, H = _derivatives(problem, t, w, delta, y, basis)
     M, exact = _metric(problem, t, w, delta, y, basis), 1e-27 * w.sum(-1)  # residuals of 4e-14: rounding
     for _ in range(iters):
-        step, gain, stuck = _direction(t, g, H, M, lam, lower, upper)
+        step, gain = _direction(t, g, H, M, lam, lower, upper)
         new = np.clip(t + np.clip(step.T, -2, 2), lower, upper)
         if relinear:
             new = np.clip(_relinear(problem, new, w, delta, y), lower, upper)
@@ -262,10 +267,8 @@ def _newton(
         if not k.any():
             break
         if not k.all():
-            todo, t, lam, f, g, H, M, w, stuck, exact = todo[k], t[k], lam[k], f[k], g[:, k], H[..., k], M[..., k], w[k], stuck[k], exact[k]
+            todo, t, lam, f, g, H, M, w, exact = todo[k], t[k], lam[k], f[k], g[:, k], H[..., k], M[..., k], w[k], exact[k]
             y = y if y is None else y[k]
-        if stuck.any():
-            M[..., stuck] = _metric(problem, t[stuck], w[stuck], delta, y if y is None else y[stuck], basis)
     return theta, value
 
 # %% ../nbs/06a_engine.ipynb #7cde1d38

@@ -79,7 +79,7 @@ def _runs_of(fit) -> _Runs:
     return _Runs(theta=theta, free=free, mean=mean, x=x, z=z, y=y, raw=raw, w=np.bincount(row, fit.weights), r=y - value, J=J * free,
                  delta=math.inf if raw else float(fit.delta), cluster=cluster, budget=budget[first], row=row)
 
-# %% ../nbs/07b_intervals.ipynb #f1d21aff
+# %% ../nbs/07b_intervals.ipynb #802b1a6d
 QUANTITIES = ("N", "D", "D/N", "loss", "a", "b", "alpha", "beta", "E")
 _AT_C = QUANTITIES[:4]  # These need a budget; the first three are handled as logarithms
 
@@ -90,7 +90,12 @@ def _answers(
 ) -> np.ndarray:           # (9, S): ln N, ln D, ln D/N, loss, a, b, alpha, beta, E
     "The quantities of interest of S laws at once"
     with np.errstate(all="ignore"):  # a replicate without an optimum gives inf or NaN, and is counted as such
-        N, D = optimal_split(A, B, alpha, beta, C, curve)
+        try:
+            N, D = optimal_split(A, B, alpha, beta, C, curve)
+        except ValueError:  # one of them has no minimum on this budget: which?
+            if len(A) == 1:
+                return np.concatenate([np.full((4, 1), np.nan), _answers(E, A, B, alpha, beta, C, 6.)[4:]])
+            return np.concatenate([_answers(*(v[i:i + 1] for v in (E, A, B, alpha, beta)), C, curve) for i in range(len(A))], 1)
         loss = E + A * N ** -alpha + B * D ** -beta
         return np.stack(np.broadcast_arrays(np.log(N), np.log(D), np.log(D / N), loss, beta / (alpha + beta), alpha / (alpha + beta), alpha, beta, E))
 
@@ -152,21 +157,19 @@ def covariance(
     runs = _runs_of(fit)
     return runs.theta, (_sandwich if kind == "hc3" else _classical)(runs), runs.dof
 
-# %% ../nbs/07b_intervals.ipynb #05776af7
-def _minimise(
-    phi,      # (S, k) starts
-    lift,     # phi -> theta (S, 5), d theta / d phi (S, 5, k)
-    runs,     # _Runs
-    lower,    # (k,) bounds
-    stages=(16, 4),  # Multiples of the threshold to come down from; () to start at the threshold itself
-):            # theta (S, 5), objective (S,)
-    "Least Huber loss over phi, S problems at once"
-    phi = np.maximum(phi, lower)
-    for wide in stages if math.isfinite(runs.delta) else ():
-        phi, _ = _descend(phi, lift, runs, lower, wide * runs.delta, iters=6)
-    phi, f = _descend(phi, lift, runs, lower, runs.delta, iters=80)
-    return lift(phi)[0], f
+# %% ../nbs/07b_intervals.ipynb #b55bdaa4
+def _damped_step(J, r, w, delta, lam, on_bound, eye):
+    "Newton's step with the reweighted metric for damping (S, k); a parameter on its bound and pulled outwards stays"
+    size, JT = np.abs(r), np.swapaxes(J, 1, 2)
+    M = JT @ (J * (w * np.minimum(1, delta / np.maximum(size, 1e-300)))[..., None])
+    H = JT @ (J * (w * (size <= delta))[..., None])
+    g = (JT @ (w * np.clip(r, -delta, delta))[..., None])[..., 0]
+    stays = on_bound & (g < 0)
+    mask, damp = np.where(stays, 0., 1 / (np.sqrt(np.einsum("sii->si", M)) + 1e-300)), lam[:, None, None]
+    system = (H + damp * M) * mask[:, :, None] * mask[:, None, :] + np.where(stays, 1., 1e-12 + 1e-6 * lam[:, None])[:, None] * eye
+    return np.linalg.solve(system, (g * mask)[..., None])[..., 0] * mask
 
+# %% ../nbs/07b_intervals.ipynb #a2ef23d9
 def _descend(phi, lift, runs, lower, delta, iters):
     "Damped Newton at one threshold: phi (S, k), objective (S,)"
     def at(phi):
@@ -189,16 +192,20 @@ def _descend(phi, lift, runs, lower, delta, iters):
             break
     return phi, f
 
-def _damped_step(J, r, w, delta, lam, on_bound, eye):
-    "Newton's step with the reweighted metric for damping (S, k); a parameter on its bound and pulled outwards stays"
-    size, JT = np.abs(r), np.swapaxes(J, 1, 2)
-    M = JT @ (J * (w * np.minimum(1, delta / np.maximum(size, 1e-300)))[..., None])
-    H = JT @ (J * (w * (size <= delta))[..., None])
-    g = (JT @ (w * np.clip(r, -delta, delta))[..., None])[..., 0]
-    stays = on_bound & (g < 0)
-    mask, damp = np.where(stays, 0., 1 / (np.sqrt(np.einsum("sii->si", M)) + 1e-300)), lam[:, None, None]
-    system = (H + damp * M) * mask[:, :, None] * mask[:, None, :] + np.where(stays, 1., 1e-12 + 1e-6 * lam[:, None])[:, None] * eye
-    return np.linalg.solve(system, (g * mask)[..., None])[..., 0] * mask
+# %% ../nbs/07b_intervals.ipynb #e6ebc28a
+def _minimise(
+    phi,      # (S, k) starts
+    lift,     # phi -> theta (S, 5), d theta / d phi (S, 5, k)
+    runs,     # _Runs
+    lower,    # (k,) bounds
+    stages=(16, 4),  # Multiples of the threshold to come down from; () to start at the threshold itself
+):            # theta (S, 5), objective (S,)
+    "Least Huber loss over phi, S problems at once"
+    phi = np.maximum(phi, lower)
+    for wide in stages if math.isfinite(runs.delta) else ():
+        phi, _ = _descend(phi, lift, runs, lower, wide * runs.delta, iters=6)
+    phi, f = _descend(phi, lift, runs, lower, runs.delta, iters=80)
+    return lift(phi)[0], f
 
 # %% ../nbs/07b_intervals.ipynb #012c028b
 def _held_optimum(runs, eta, C, curve):
@@ -259,7 +266,7 @@ def _profile_statistic(
         starts = np.stack([best, best[np.r_[0, :len(eta) - 1]], best[np.r_[1:len(eta), -1]]])
     return 2 * np.maximum(f.min(0) - least, 0) * naive / robust
 
-# %% ../nbs/07b_intervals.ipynb #f8ea8d46
+# %% ../nbs/07b_intervals.ipynb #5140f650
 _FAR = 15.  # e-folds of N at which a profile that has not closed is called unbounded
 
 def _profile_side(runs, C, curve, sign, t):
@@ -269,7 +276,7 @@ def _profile_side(runs, C, curve, sign, t):
     while root[-1] <= max(t) and offset[-1] < _FAR:
         more = np.linspace(offset[-1], min(max(reach, 3 * offset[-1]), _FAR), 13)[1:]
         offset, root = np.append(offset, more), np.append(root, np.sqrt(_profile_statistic(runs, C, curve, sign * more)))
-    rising = np.maximum.accumulate(root)
+    rising = np.minimum.accumulate(root[::-1])[::-1]  # a profile that dips again holds all it reaches
     return np.where(np.asarray(t) < rising[-1], np.interp(t, rising, offset), np.nan)
 
 # %% ../nbs/07b_intervals.ipynb #e4968a11
@@ -349,7 +356,7 @@ def _redraw(
     thin = size[stratum] < 5
     return keep, np.where(thin, signs(), runs.r) if thin.any() else None
 
-# %% ../nbs/07b_intervals.ipynb #db16fcc1
+# %% ../nbs/07b_intervals.ipynb #fa74912d
 def _bootstrap_surface(fit, n, seed, kind):
     "Replicates of a surface fit"
     if kind not in KINDS:
@@ -358,9 +365,17 @@ def _bootstrap_surface(fit, n, seed, kind):
     keep, off = _redraw(runs, kind, n, np.random.default_rng(seed))
     y = None if off is None else (runs.y - runs.r + off)[:, runs.row]
     L = y if y is None or runs.raw else np.exp(y)
-    return refit(fit, keep[:, runs.row] * fit.weights, L)
+    found = refit(fit, keep[:, runs.row] * fit.weights, L)
+    found.attrs |= dict(kind=kind, n=n, seed=seed, at_bound=float(found["at_bound"].mean()), share_best=fit.share_best, window=_by_window(fit))
+    return found
 
-# %% ../nbs/07b_intervals.ipynb #891a00cc
+def _by_window(fit) -> dict:
+    "The exponent a of the lower and the upper half of the runs by compute: what no resampling of them shows"
+    low = fit.C <= np.median(fit.C)
+    halves = refit(fit, np.stack([low, ~low]) * fit.weights)
+    return dict(zip(("lower half", "upper half"), (halves.beta / (halves.alpha + halves.beta)).tolist()))
+
+# %% ../nbs/07b_intervals.ipynb #5cc967bd
 def _redrawn_valley(x, y, n, rng):
     "Vertex in ln N and lowest loss of `n` redrawn parabolas, each (n,); NaN without a minimum among the sizes"
     coef, r, _ = _valley(x, y)
@@ -378,6 +393,7 @@ def _bootstrap_isoflop(fit, n, seed):
     rows, rng = fit.budgets[fit.interior], np.random.default_rng(seed)
     drawn = [_redrawn_valley(np.log(fit.N[fit.group == k]), fit.L[fit.group == k], n, rng) for k in rows.index]
     v, low = (np.stack([d[i] for d in drawn], 1) for i in (0, 1))
+    v = v - rows["shift"].to_numpy()  # the parabola's bias, where the fit was corrected for it
     lc, ok = np.log(rows["C"].to_numpy()), np.isfinite(v)
     w = np.where(ok, 1 / (rows["N_opt_se"].to_numpy() ** 2 + 1e-12), 1e-300)
     level, slope, mean = _line(lc, np.where(ok, v, 0.), w)
@@ -573,7 +589,20 @@ def _row(quantity, C, estimate, level, low, high, method, reason):
         estimate, low, high = (math.inf if v > 700 else math.exp(v) for v in (estimate, low, high))
     return dict(quantity=quantity, C=C, estimate=estimate, level=level, low=low, high=high, method=method, reason=reason)
 
-# %% ../nbs/07b_intervals.ipynb #547c451f
+# %% ../nbs/07b_intervals.ipynb #2f96b0bd
+def _interval_rows(fit, runs, asked, point, bounds, levels, method, note):
+    "The rows of `fit_intervals` where there are intervals"
+    for c, q in asked:
+        for k, level in enumerate(levels):
+            low, high = bounds[c][:, QUANTITIES.index(q), k]
+            if q in ("loss", "E") and not runs.free[0]:
+                low = high = math.nan
+            if runs.exact:  # not of zero width: rounding alone moves an answer by this much
+                low, high = min(low, point(c, q)) - _EXACT, max(high, point(c, q)) + _EXACT
+            missing = not (math.isfinite(low) and math.isfinite(high))
+            yield _row(q, c, point(c, q), level, low, high, method, _reason(q, c, method, runs, fit, missing, note))
+
+# %% ../nbs/07b_intervals.ipynb #e7e997c9
 def fit_intervals(
     fit,                     # FitResult of a Chinchilla surface
     C=None,                  # FLOPs, a number or several; None for the exponents and the floor alone
@@ -605,15 +634,3 @@ def fit_intervals(
     except ValueError as e:  # a bootstrap that these runs do not allow
         return none(str(e), point)
     return pd.DataFrame(_interval_rows(fit, runs, asked, point, {c: found(c if c == c else middle) for c in points}, levels, method, note))
-
-def _interval_rows(fit, runs, asked, point, bounds, levels, method, note):
-    "The rows of `fit_intervals` where there are intervals"
-    for c, q in asked:
-        for k, level in enumerate(levels):
-            low, high = bounds[c][:, QUANTITIES.index(q), k]
-            if q in ("loss", "E") and not runs.free[0]:
-                low = high = math.nan
-            if runs.exact:  # not of zero width: rounding alone moves an answer by this much
-                low, high = min(low, point(c, q)) - _EXACT, max(high, point(c, q)) + _EXACT
-            missing = not (math.isfinite(low) and math.isfinite(high))
-            yield _row(q, c, point(c, q), level, low, high, method, _reason(q, c, method, runs, fit, missing, note))

@@ -139,7 +139,7 @@ def _html(self):
 
 Study.__repr__, Study._repr_html_ = _repr, _html
 
-# %% ../nbs/11_study.ipynb #29175ff3
+# %% ../nbs/11_study.ipynb #0058186a
 def _charts(self, C=None) -> dict:
     "Name -> chart, those that can be drawn."
     from scaling_nb import charts
@@ -149,6 +149,9 @@ def _charts(self, C=None) -> dict:
         known = dict(C=C or 10*self.runs.budget.max(), isoflop=self.isoflop if self.surface is not None else None)
         out["optimum"], out["loss"] = charts.plot_optimum(fit, **known), charts.plot_loss(fit, **known)
     if self.surface is not None: out["residuals"] = charts.plot_residuals(self.surface)
+    if self.surface is not None and self.surface.law is not None:
+        out["regret"] = charts.plot_regret(self.surface, known["C"], isoflop=self.isoflop)
+        out["future"], out["isoloss"] = charts.plot_future(self.surface, known["C"]), charts.plot_isoloss(self.surface, known["C"])
     if len(self.runs): out["curves"] = charts.plot_curves(self.storage)
     return out
 

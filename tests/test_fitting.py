@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling_nb.fitting import FitResult, FitStatus, fit_law, fit_power_law, iqr_outliers
+from scaling_nb.engine import SurfaceProblem
+from scaling_nb.fitting import FitResult, FitStatus, _condition, _surface_jacobian, fit_law, fit_power_law, iqr_outliers
 from scaling_nb.intervals import bootstrap_fit, inflation, stretched_interval
 from scaling_nb.isoflop import IsoFlopFit, fit_isoflop
-from scaling_nb.laws import ChinchillaLaw, DataConstrainedLaw, Form, PowerLaw
+from scaling_nb.laws import ChinchillaLaw, DataConstrainedLaw, Form, FormLaw, PowerLaw
 
 TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
 EVEN = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.31, beta=.31)
@@ -419,3 +420,39 @@ def test_held_floor_in_logs():
     assert (free.law.c, -free.law.s, free(1e21), free(1e23)) == pytest.approx((1.437, .0847, 2.5992, 2.224), rel=1e-3)
     with pytest.raises(ValueError, match="needs a `floor`"):
         fit_power_law(x, y, log=True)
+
+
+# ---------------------------------------------------------------- reference numbers of METHODS A.2.8 and A.1.8
+
+def _design(name):
+    top = lambda K, M, k: (lambda C: (np.repeat(C, M), (TRUTH.optimum(C)[0][:, None] * np.geomspace(1 / k, k, M)).ravel()))(1e18 * 10 ** (-np.arange(K)[::-1] / 2))
+    iso = {"5 budgets x7 8x": (5, 7, 8), "same 2x": (5, 7, 2), "two budgets": (2, 17, 8), "one budget": (1, 35, 8)}
+    if name in iso:
+        C, N = top(*iso[name])
+        return N, C / (6 * N)
+    n = np.geomspace(1e7, 3e8, 5)
+    if name == "ladder":
+        n, ratio = np.repeat(n, 7), np.tile([5, 10, 20, 40, 80, 160, 320], 5)
+    elif name == "OLMo-like":
+        n, ratio = np.repeat(n, 4), np.tile([10, 20, 40, 100], 5)
+    else:
+        n, ratio = np.geomspace(1e7, 3e8, 35), 20.
+    return n, n * ratio
+
+
+@pytest.mark.parametrize("name, kappa, speaks", [("5 budgets x7 8x", 36, True), ("same 2x", 87, True), ("two budgets", 68, True), ("ladder", 50, True), ("OLMo-like", 56, True),
+                                                 ("one budget", 3.9e3, False), ("D = 20N", 3.0e6, False)])
+def test_scaled_condition_numbers(name, kappa, speaks):
+    N, D = _design(name)
+    problem = SurfaceProblem.of(N, D, TRUTH.loss(N, D))
+    assert _condition(_surface_jacobian(problem, problem.theta(**TRUTH.to_dict()))) == pytest.approx(kappa, rel=.03)
+    fit = fit_law(N, D, TRUTH.loss(N, D) * np.exp(.001 * np.random.default_rng(0).standard_normal(len(N))))
+    assert (fit.law is not None) == speaks and (speaks or fit.status is FitStatus.NOT_IDENTIFIED)
+
+
+def test_a_broken_law_is_a_form_of_ones_own():
+    "Caballero et al.'s smoothly broken power law, by the numbers of their repository (METHODS A.1.8)"
+    bnsl = Form(lambda N, D, a, b, c0, c1, d1, f1: a + b * N ** -c0 * (1 + (N / d1) ** (1 / f1)) ** (-c1 * f1), names=("a", "b", "c0", "c1", "d1", "f1"),
+                bounds=((0, 1), (0, 9), (0, 1), (0, 9), (1, 1e4), (.01, 1)), name="broken")
+    law = FormLaw(bnsl, (.41388453, 2.27727229, .05507735, 5.66290382, 612.5836, .05919304))
+    assert [float(law.loss(n, None)) for n in (100., 600., 1000., 4000.)] == pytest.approx([2.180981, 1.75292, .51091, .41392], abs=5e-6)

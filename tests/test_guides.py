@@ -27,7 +27,7 @@ def text_of(nb):
 @pytest.mark.timeout(400)
 def test_fit_your_own_runs(tmp_path):
     said = text_of(executed("fit_your_own_runs", tmp_path))
-    assert "242 used, 1 dropped: row 40" in said and "outer: True" in said and "converged" in said
+    assert "242 used, 1 dropped: row 40" in said and "the outer: True" in said and "converged" in said
 
 
 @pytest.mark.timeout(400)

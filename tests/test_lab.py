@@ -29,7 +29,8 @@ curves = pd.concat([pd.DataFrame({**r._asdict(), "final": r.loss, "step": range(
                                   "loss": [5 / k ** .1 for k in range(1, 101)]}) for r in sweep.itertuples(index=False)])
 ch.plot_curves(curves)"""
 PLOTS = ["ch.plot_plan(plan)", "ch.plot_runs(sweep)", CURVES, "ch.plot_isoflop(isoflop, surface, sweep)", "ch.plot_optimum(surface, isoflop=isoflop)", "ch.plot_loss(surface)",
-         "ch.plot_residuals(surface)", "ch.stack(ch.plot_isoflop(isoflop), ch.plot_optimum(isoflop, interval=None))"]
+         "ch.plot_residuals(surface)", *[f"ch.plot_{name}(surface)" for name in ("isoloss", "predicted", "future", "regret", "profile")],
+         "ch.stack(ch.plot_isoflop(isoflop), ch.plot_optimum(isoflop, interval=None))"]
 LIVE = ".snb-run"
 MOVED = "([s, n]) => +document.querySelector(s)?.dataset.rows > n"
 
@@ -45,7 +46,7 @@ def rows(nb):
 
 def test_every_chart_is_interactive_offline(notebook):
     from playwright.sync_api import expect
-    nb = notebook(CHARTS, *PLOTS, viewport=dict(width=1280, height=5200))
+    nb = notebook(CHARTS, *PLOTS, viewport=dict(width=1280, height=9000))
     nb.run_all()
     for i in range(1, len(PLOTS) + 1):
         expect(nb.outputs(i).locator(".vega-embed canvas, .vega-embed svg.marks")).to_have_count(1)
