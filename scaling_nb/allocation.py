@@ -285,7 +285,7 @@ def _line_bias(fit, known) -> float:
     except ValueError:  # a line that falls has no exponents
         return 0.
 
-# %% ../nbs/08_allocation.ipynb #d032fec2
+# %% ../nbs/08_allocation.ipynb #5deeaa82
 def _reach_warnings(fit, C, N, D):
     "How far the answer lies beyond the runs: (severity, sentence)"
     far, out = C / fit.C.max(), []
@@ -298,7 +298,9 @@ def _reach_warnings(fit, C, N, D):
         out.append((4, f"The budget lies below all that were measured, the smallest being {sci_format(fit.C.min(), 2)} FLOPs."))
     if fit.curve.constant is None and not fit.N.min() / 1.02 <= N <= fit.N.max() * 1.02:
         out.append((5, f"N* lies outside the sampled {si_format(fit.N.min())} to {si_format(fit.N.max())}: "
-                       f"FLOPs per parameter and token are held at {fit.flops_per_token(N) / N:.3g} beyond."))
+                       f"FLOPs per parameter and token are taken to level off beyond, at {fit.flops_per_token(N) / N:.3g} here."))
+    if fit.curve.scatter > .01:
+        out.append((5, f"FLOPs per parameter and token scatter by {100 * fit.curve.scatter:.1f} % about a smooth curve of N: N, D or C are rounded or wrong in places."))
     ratio = fit.D / fit.N
     if not ratio.min() <= D / N <= ratio.max():
         out.append((5, f"D/N = {D / N:.3g} lies outside the sampled {ratio.min():.3g} to {ratio.max():.3g}."))

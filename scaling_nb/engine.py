@@ -187,7 +187,7 @@ def _eliminate(
         x[j] = (x[j] - (A[j + 1:, j] * x[j + 1:]).sum(0)) / A[j, j]
     return x, positive
 
-# %% ../nbs/06a_engine.ipynb #af3c0ac9
+# %% ../nbs/06a_engine.ipynb #00a1bb63
 def _step(A, g, pinned, value):
     "Solve A s = -g for the components that are free; the pinned take `value`: (K, S), and where A is positive definite (S,)"
     if not pinned.any():
@@ -206,7 +206,7 @@ def _absolute(A, least=1e-4):
 def _direction(theta, g, H, M, lam, lower, upper):
     "Newton step within the bounds (5, S) and its predicted gain (S,)"
     d = np.sqrt(np.maximum(np.einsum("iis->is", M), 1e-300))
-    t, lo, hi, g = theta.T, lower[:, None], upper[:, None], g / d
+    t, lo, hi, g = theta.T, lower[:, None], upper.T, g / d
     A, Ms = H / (d[:, None] * d), M / (d[:, None] * d) + 1e-13 * np.eye(5)[..., None]
     A = A + lam * Ms
     pinned = ((t <= lo) & (g > 0)) | ((t >= hi) & (g < 0))
@@ -218,7 +218,7 @@ def _direction(theta, g, H, M, lam, lower, upper):
     beyond = (t + step / d < lo) | (t + step / d > hi)
     if beyond.any():  # go to the bound, and let the others know
         k = beyond.any(0)
-        reach = np.clip((t + step / d)[:, k], lo, hi) - t[:, k]
+        reach = np.clip((t + step / d)[:, k], lo, hi[:, k]) - t[:, k]
         step[:, k] = _step(A[..., k], g[:, k], (beyond | pinned)[:, k], reach * d[:, k])[0]
     gain = -(g * step).sum(0)
     return step / d, gain
@@ -236,17 +236,26 @@ def _relinear(problem, theta, w, delta, y=None):
     found = np.concatenate([coef[:, :1], np.log(np.maximum(coef[:, 1:], 1e-26)), theta[:, 3:]], 1)
     return np.where((coef[:, 1:] > 0).all(1)[:, None], found, theta)
 
-# %% ../nbs/06a_engine.ipynb #3315e44e
+# %% ../nbs/06a_engine.ipynb #0f8c19c4
+def _upper(problem, w, y=None):
+    "Upper bounds (S, 5): E stays below the lowest loss that counts"
+    if y is None and (w > 0).all():
+        return np.broadcast_to(problem.upper, (len(w), 5))
+    low = np.where(w > 0, problem.y if y is None else y, np.inf).min(1)
+    upper = np.repeat(problem.upper[None], len(w), 0)
+    upper[:, 0] = .9999 * (low if problem.raw else np.exp(low))
+    return upper
+
 def _newton(
     problem, theta,  # SurfaceProblem; (S, 5) starts
     w,               # (S, R) weights
     delta,           # Huber threshold
     y=None,          # (S, R) other losses
-    iters=60,
+    iters=400,
     relinear=False,  # Solve for E, A' and B' after every step: for starts that are far
 ):                   # theta (S, 5), objective (S,)
     "Damped Newton on the exact objective, many fits at once"
-    lower, upper, basis = problem.lower, problem.upper, _basis(problem)
+    lower, upper, basis = problem.lower, _upper(problem, w, y), _basis(problem)
     theta = np.clip(theta, lower, upper)
     value, todo, t, lam = np.empty(len(theta)), np.arange(len(theta)), theta.copy(), np.full(len(theta), 1e-3)
     f, g, H = _derivatives(problem, t, w, delta, y, basis)
@@ -258,7 +267,7 @@ def _newton(
             new = np.clip(_relinear(problem, new, w, delta, y), lower, upper)
         f2, g2, H2 = _derivatives(problem, new, w, delta, y, basis)
         good = f2 <= f
-        done = (good & (f - f2 <= 1e-9 * f) & (gain <= 1e-9 * f)) | (~good & (gain <= 1e-13 * f)) | (lam >= 1e7) | (np.minimum(f, f2) <= exact)
+        done = (good & (f - f2 <= 1e-9 * f) & (gain <= 1e-9 * f)) | (~good & (np.abs(gain) <= 1e-13 * f)) | (lam >= 1e7) | (np.minimum(f, f2) <= exact)
         lam = np.clip(np.where(good, lam * .1, np.maximum(lam * 8, 1e-4)), 1e-12, 1e8)
         t, f = np.where(good[:, None], new, t), np.where(good, f2, f)
         g, H = np.where(good, g2, g), np.where(good, H2, H)
@@ -268,23 +277,24 @@ def _newton(
             break
         if not k.all():
             todo, t, lam, f, g, H, M, w, exact = todo[k], t[k], lam[k], f[k], g[:, k], H[..., k], M[..., k], w[k], exact[k]
+            upper = upper[k]
             y = y if y is None else y[k]
     return theta, value
 
-# %% ../nbs/06a_engine.ipynb #7cde1d38
+# %% ../nbs/06a_engine.ipynb #23ecde43
 _STAGES = (.03, .01, .003)
 
-def _solve(problem, theta, w, delta, y=None, stages=_STAGES, iters=60):
+def _solve(problem, theta, w, delta, y=None, stages=_STAGES, iters=400):
     "Newton with continuation in delta: theta (S, 5), objective (S,)"
     for d in [s for s in stages if s > delta]:
         theta, _ = _newton(problem, theta, w, d, y, iters=4)
     return _newton(problem, theta, w, delta, y, iters)
 
-# %% ../nbs/06a_engine.ipynb #7c96ab67
-def _decrement(problem, theta, w, delta):
+# %% ../nbs/06a_engine.ipynb #fce3bb61
+def _decrement(problem, theta, w, delta, y=None):
     "What a full Newton step would still remove, over the objective (S,)"
-    f, g, H = _derivatives(problem, theta, w, delta)
-    gain = _direction(theta, g, H, _metric(problem, theta, w, delta), np.zeros(len(theta)), problem.lower, problem.upper)[1]
+    f, g, H = _derivatives(problem, theta, w, delta, y)
+    gain = np.abs(_direction(theta, g, H, _metric(problem, theta, w, delta, y), np.zeros(len(theta)), problem.lower, _upper(problem, w, y))[1])
     exact = 2 * f / w.sum(-1) <= 1e-20
     return np.where(exact, 0., .5 * gain / np.maximum(f, 1e-300))
 
@@ -318,26 +328,26 @@ def solve_surface(
     best, least = _newton(problem, theta[[value.argmin()]], w[None], delta, iters=100)
     return best[0], float(least[0]), value, float(delta)
 
-# %% ../nbs/06a_engine.ipynb #b45c0bc6
+# %% ../nbs/06a_engine.ipynb #a0a7d398
 def refit(
     fit,          # FitResult of a Chinchilla surface
     W,            # (S, R) weights of the runs, 0 for a run left out
     L=None,       # (S, R) other losses, nats per token; (R,) losses of the fit when None
     chunk=256,    # Replicates at a time: what fits in a core's cache
-) -> pd.DataFrame:  # E, A, B, alpha, beta, objective, at_bound: a row per replicate
+) -> pd.DataFrame:  # E, A, B, alpha, beta, objective, decrement, at_bound: a row per replicate
     "Fit again with other weights or other losses, many replicates at once, from the optimum of all runs"
     if fit.law is None:
         raise ValueError(f"There is no law to start from: {fit.message}")
     problem = SurfaceProblem.of(fit.N, fit.D, fit.L, fit.loss_name == "mse")
     start, W = problem.theta(**fit.law.to_dict())[None], np.asarray(W, float)
     delta = _BIG if fit.loss_name == "mse" else fit.delta
-    theta, value = np.empty((len(W), 5)), np.empty(len(W))
+    theta, value, left, on = np.empty((len(W), 5)), np.empty(len(W)), np.empty(len(W)), np.empty(len(W), bool)
     for i in range(0, len(W), chunk):
         w = W[i:i + chunk]
         y = None if L is None else (lambda v: v if problem.raw else np.log(v))(L[i:i + chunk] / problem.scale)
         both = [_solve(problem, np.repeat(start, len(w), 0), w, delta, y, stages) for stages in ((_STAGES, ()) if delta < .03 else ((),))]
-        better = np.stack([v for _, v in both]).argmin(0)
-        theta[i:i + chunk] = np.stack([t for t, _ in both])[better, np.arange(len(w))]
-        value[i:i + chunk] = np.stack([v for _, v in both])[better, np.arange(len(w))]
-    at_bound = ((theta <= problem.lower + 1e-9) | (theta >= problem.upper - 1e-9)).any(1)
-    return pd.DataFrame(dict(zip(("E", "A", "B", "alpha", "beta"), problem.params(theta)))).assign(objective=value, at_bound=at_bound)
+        better, row = np.stack([v for _, v in both]).argmin(0), np.arange(len(w))
+        found, value[i:i + chunk] = (np.stack([b[k] for b in both])[better, row] for k in (0, 1))
+        theta[i:i + chunk], left[i:i + chunk] = found, _decrement(problem, found, w, delta, y)
+        on[i:i + chunk] = ((found <= problem.lower + 1e-9) | (found >= _upper(problem, w, y) - 1e-9)).any(1)
+    return pd.DataFrame(dict(zip(("E", "A", "B", "alpha", "beta"), problem.params(theta)))).assign(objective=value, decrement=left, at_bound=on)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOCK', 'LOSSES', 'FitStatus', 'FitResult', 'html_rows', 'fit_law', 'iqr_outliers', 'PowerLawFit', 'fit_power_law']
 
-# %% ../nbs/07_fitting.ipynb #a1c80dc2
+# %% ../nbs/07_fitting.ipynb #48d06f42
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 
 import numpy as np
@@ -34,8 +34,9 @@ class FitStatus(Enum):
         "May an optimum be read off this fit? A floor E at its bound spoils the loss, not the optimum, and exponents at a bound are NOT_IDENTIFIED"
         return self in (FitStatus.CONVERGED, FitStatus.AT_BOUND, FitStatus.TOO_FEW_RUNS)
 
-# %% ../nbs/07_fitting.ipynb #11850b0d
+# %% ../nbs/07_fitting.ipynb #e8d673a9
 def _positive(
+    rows=None,  # (R,) where each run stood in the table that came, if some were left out
     **columns,  # Arrays (R,) by name
 ) -> list:      # The same as float arrays
     "Equal length, finite, positive; or a ValueError that names the row, counted from 0"
@@ -47,10 +48,11 @@ def _positive(
         if len(bad):
             more = f" and {len(bad) - 1} more rows" if len(bad) > 1 else ""
             drop = " Runs without a loss can be left out by nan_policy='omit'." if name == "L" and not np.isfinite(v[bad]).any() else " Look at that run, or leave it out."
-            raise ValueError(f"`{name}` must be finite and positive, but row {bad[0]} has {name}={v[bad[0]]}{more}.{drop}")
+            row = bad[0] if rows is None else rows[bad[0]]
+            raise ValueError(f"`{name}` must be finite and positive, but row {row} has {name}={v[bad[0]]}{more}.{drop}")
     return list(arrays.values())
 
-# %% ../nbs/07_fitting.ipynb #d14f6d26
+# %% ../nbs/07_fitting.ipynb #f5092a59
 _COLUMNS = dict(D="D", L="loss", C="C", weights="weight", groups="group", budget="budget")
 
 def _columns(N, given: dict) -> dict:
@@ -60,11 +62,21 @@ def _columns(N, given: dict) -> dict:
         missing = [k for k in ("N", "D", name("L")) if k not in frame]
         if missing:
             raise ValueError(f"A frame of runs must have columns N, D and loss, but {', '.join(missing)} is missing from {list(frame.columns)}. `read_runs` maps the names of other tables.")
-        given = {k: frame[name(k)] if v is None and name(k) in frame else v for k, v in given.items()}
+        given = {k: frame[name(k)] if v is None and name(k) in frame and (k in "DL" or frame[name(k)].notna().any()) else v for k, v in given.items()}
         N = frame["N"]
     if given["D"] is None or given["L"] is None:
         raise ValueError("`D` and `L` must be given beside `N`, one value per run, unless the first argument is a frame of runs.")
     return dict(N=N) | given
+
+def _kept(left: int, excluded) -> np.ndarray:
+    "Where the rows that are left stood in the table that came"
+    return np.setdiff1d(np.arange(left + len(excluded)), [i for i, _ in excluded])
+
+def _clusters(labels) -> np.ndarray:
+    "Labels of any kind as ints; a run without a label is a cluster of its own"
+    number = pd.factorize(np.asarray(labels, object))[0]
+    alone = number < 0
+    return np.where(alone, number.max() + 1 + np.cumsum(alone), number)
 
 def _omitted(columns: dict, nan_policy: str):
     "The columns without the rows that have no finite loss, and those rows as (row, reason)"
@@ -117,7 +129,7 @@ def _no_signal(y, w, delta, value, n, params=5) -> bool:
     centre = minimize_scalar(lambda c: float((w * _huber(y - c, delta)).sum()), bounds=(y.min(), y.max()), method="bounded").fun
     return n > params and (centre - value) / (params - 1) < fdtri(params - 1, n - params, .99) * value / (n - params)
 
-# %% ../nbs/07_fitting.ipynb #63e8216b
+# %% ../nbs/07_fitting.ipynb #3c04f641
 MOCK = "mock: losses drawn from a known law, not measured"
 LOSSES = dict(huber="sum of Huber's loss on log residuals", log_mse="mean squared log residual", mse="mean squared residual, nats^2")
 
@@ -158,7 +170,7 @@ class FitResult:
     @property
     def rows(self) -> np.ndarray:
         "(R,) ints: where each run stood in the table that came"
-        return np.setdiff1d(np.arange(len(self.N) + len(self.excluded)), [i for i, _ in self.excluded])
+        return _kept(len(self.N), self.excluded)
 
     def flops_per_token(self, N):
         "Training FLOPs per token of a model of `N` parameters, as these runs had them"
@@ -222,7 +234,7 @@ def _fit_rows(fit):
              ("evidence", f"{100 * fit.share_best:.0f} % of starts reached this optimum; Newton decrement {decrement}; condition number {condition}")]
     return rows + ([("", MOCK)] if fit.mock else [])
 
-# %% ../nbs/07_fitting.ipynb #f74cc8cc
+# %% ../nbs/07_fitting.ipynb #a2c25f78
 _ARRAYS = ("residuals", "N", "D", "L", "C", "weights", "groups", "budget")
 _PLAIN = ("form", "message", "objective", "rms", "n", "share_best", "decrement", "condition", "loss_name", "delta", "mock")
 
@@ -233,7 +245,7 @@ def _number(v):
 def _fit_dict(fit) -> dict:
     d = {k: _number(getattr(fit, k)) for k in _PLAIN} | {k: None if (v := getattr(fit, k)) is None else v.tolist() for k in _ARRAYS}
     return d | {"kind": "surface", "law": fit.law.to_dict() if fit.law else None, "status": fit.status.name, "at_bounds": list(fit.at_bounds),
-                "excluded": [list(e) for e in fit.excluded], "curve": {"N": list(fit.curve.N), "f": list(fit.curve.f)}}
+                "excluded": [list(e) for e in fit.excluded], "curve": asdict(fit.curve)}
 
 def _fit_from(cls, d, form=None):
     plain = {k: math.nan if d[k] is None else d[k] for k in _PLAIN}
@@ -242,7 +254,7 @@ def _fit_from(cls, d, form=None):
         raise ValueError(f"This is a fit of the form {d['form']!r}, whose function is not stored: pass it again as `form=`.")
     read = law.from_dict if law else lambda v: FormLaw.from_dict(v, form)
     return cls(law=read(d["law"]) if d["law"] else None, status=FitStatus[d["status"]], at_bounds=tuple(d["at_bounds"]), excluded=tuple(map(tuple, d["excluded"])),
-               curve=FlopsCurve(tuple(d["curve"]["N"]), tuple(d["curve"]["f"])), **plain, **{k: None if d[k] is None else np.array(d[k]) for k in _ARRAYS})
+               curve=FlopsCurve(tuple(d["curve"]["N"]), tuple(d["curve"]["f"]), d["curve"].get("scatter", 0.)), **plain, **{k: None if d[k] is None else np.array(d[k]) for k in _ARRAYS})
 
 # %% ../nbs/07_fitting.ipynb #b5c2221c
 def _judge(n, params, decrement, condition, at_bounds, problem):
@@ -319,7 +331,7 @@ def _form_solve(
     best = solve(min(ends, key=lambda s: s.cost).x, delta, 200, "3-point")
     return best, np.array([ends[k].cost for k in place[:len(starts)]]), float(delta)
 
-# %% ../nbs/07_fitting.ipynb #8fdc928a
+# %% ../nbs/07_fitting.ipynb #138daaa2
 def _solved_form(law_of, starts, lower, upper, names, N, D, L, w, loss, delta, n):
     "What FitResult needs to know of the best law `law_of(p)` by SciPy; every prediction that is not positive is a residual of 1000"
     scale, lower, upper = math.exp(np.log(L).mean()), np.asarray(lower, float), np.asarray(upper, float)
@@ -329,6 +341,7 @@ def _solved_form(law_of, starts, lower, upper, names, N, D, L, w, loss, delta, n
             fitted = np.asarray(law_of(p).loss(N, D), float) / scale
             r = y - (fitted if loss == "mse" else np.log(fitted))
         return np.where(np.isfinite(r), r, 1e3)
+    total, w = w.mean(), w / w.mean()  # SciPy's tolerances are absolute
     best, values, delta = _form_solve(residual, starts, lower, upper, w, delta if loss == "huber" else _BIG)
     width = np.where(np.isfinite(upper - lower), upper - lower, 0.)
     on = (best.x <= lower + 1e-7 * width) | (best.x >= upper - 1e-7 * width)
@@ -339,7 +352,7 @@ def _solved_form(law_of, starts, lower, upper, names, N, D, L, w, loss, delta, n
     blind = _shape_problem(np.log(N), np.log(D))
     if not blind and _no_signal(y, w, delta, best.cost, n, len(names)):
         blind = "no scaling signal: the law explains these losses no better than a constant does."
-    return law_of(best.x), best.cost * (scale ** 2 if loss == "mse" else 1), share, decrement, _condition(best.jac), names, on, delta, blind
+    return law_of(best.x), best.cost * total * (scale ** 2 if loss == "mse" else 1), share, decrement, _condition(best.jac), names, on, delta, blind
 
 # %% ../nbs/07_fitting.ipynb #2010ac51
 def _coupled_setup(N, D, L, surface: ChinchillaLaw):
@@ -384,20 +397,21 @@ def _own_setup(form: Form, seed, n=24):
         starts = np.where(wide, np.exp(np.minimum(starts, 700)), starts)
     return lambda p: FormLaw(form, tuple(p)), starts, lower, upper, tuple(form.names)
 
-# %% ../nbs/07_fitting.ipynb #e3ce7675
-def _checked_runs(columns, law, loss, delta):
+# %% ../nbs/07_fitting.ipynb #5294e4ed
+def _checked_runs(columns, excluded, loss, delta):
     "The columns of a fit as float arrays, and how many distinct runs; or a ValueError"
     if loss not in LOSSES:
         raise ValueError(f"`loss` must be one of {', '.join(map(repr, LOSSES))}, but got {loss!r}.")
-    if delta != "auto" and not delta > 0:
-        raise ValueError(f"`delta` must be 'auto' or positive, but got {delta!r}.")
-    N, D, L = _positive(N=columns["N"], D=columns["D"], L=columns["L"])
-    N, C, w = _positive(N=N, C=6 * N * D if columns["C"] is None else columns["C"], weights=np.ones(len(N)) if columns["weights"] is None else columns["weights"])
+    if delta != "auto" and not (isinstance(delta, (int, float)) and delta >= 1e-7):
+        raise ValueError(f"`delta` must be 'auto' or a number of at least 1e-7, in log loss, but got {delta!r}.")
+    rows = _kept(len(columns["L"]), excluded)
+    N, D, L = _positive(rows, N=columns["N"], D=columns["D"], L=columns["L"])
+    N, C, w = _positive(rows, N=N, C=6 * N * D if columns["C"] is None else columns["C"], weights=np.ones(len(N)) if columns["weights"] is None else columns["weights"])
     for k in ("groups", "budget"):
         if columns[k] is not None and len(columns[k]) != len(N):
             raise ValueError(f"`{k}` must have one value per run, but got {len(columns[k])} for {len(N)} runs.")
-    groups = None if columns["groups"] is None else np.unique(columns["groups"], return_inverse=True)[1].ravel()
-    budget = None if columns["budget"] is None else _positive(budget=columns["budget"])[0]
+    groups = None if columns["groups"] is None else _clusters(columns["groups"])
+    budget = None if columns["budget"] is None else _positive(rows, budget=columns["budget"])[0]
     return N, D, L, C, w, groups, budget, np.unique(np.stack([N, D, L]), axis=1).shape[1]
 
 def _first_guess(N, D, L, w, loss) -> ChinchillaLaw:
@@ -413,14 +427,14 @@ def _solver_of(law, unique, seed):
     if law == "coupled":
         return law, 6, lambda N, D, L, w, *rest: _solved_form(*_coupled_setup(N, D, L, _first_guess(N, D, L, w, rest[0])), N, D, L, w, *rest)
     if law == "data_constrained":
-        if unique is None or not unique > 0:
+        if not isinstance(unique, (int, float)) or not unique > 0:
             raise ValueError(f"A data-constrained law needs `unique`, the number of different tokens there are, but got {unique!r}.")
         return law, 5, lambda N, D, L, w, *rest: _solved_form(*_repeated_setup(N, D, L, _first_guess(N, np.minimum(D, 4 * unique), L, w, rest[0]), float(unique)), N, D, L, w, *rest)
     if isinstance(law, Form):
         return law.name, len(law.names), lambda *a: _solved_form(*_own_setup(law, seed), *a)
     raise ValueError(f"`law` must be 'chinchilla', 'coupled', 'data_constrained' or a Form, but got {law!r}. KaplanLaw is an overlay and is not fitted: it has no floor.")
 
-# %% ../nbs/07_fitting.ipynb #07e993e6
+# %% ../nbs/07_fitting.ipynb #eafd7bfd
 def fit_law(
     N,                 # Parameters, (R,); or a frame of runs with columns N, D, loss (C, weight, group, budget), such as `read_runs` gives
     D=None,            # Tokens, (R,)
@@ -440,22 +454,23 @@ def fit_law(
 ) -> FitResult:
     "Fit a law to runs. ValueError on a bad row, or with fewer different runs than parameters"
     columns, excluded = _omitted(_columns(N, dict(D=D, L=L, C=C, weights=weights, groups=groups, budget=budget)), nan_policy)
+    mock = bool(N["mock"].any()) if mock is None and isinstance(N, pd.DataFrame) and "mock" in N else bool(mock)
     form, params, solve = _solver_of(law, unique, seed)
-    N, D, L, C, w, groups, budget, n = _checked_runs(columns, law, loss, delta)
+    N, D, L, C, w, groups, budget, n = _checked_runs(columns, excluded, loss, delta)
     if n < params:
         raise ValueError(f"A law with {params} parameters needs at least {params} different runs, but got {n}. Run more sizes or budgets.")
     law, value, share, decrement, condition, names, on, delta, blind = solve(N, D, L, w, loss, delta, n)
     at_bounds = tuple(k for k, b in zip(names, on) if b)
     status, message = _judge(n, len(names), decrement, condition, at_bounds, blind)
     if loss != "huber" and n >= 10 and status.ok and len(far := _far_rows(N, D, L, w)):
-        far = np.setdiff1d(np.arange(len(N) + len(excluded)), [i for i, _ in excluded])[far]
+        far = _kept(len(N), excluded)[far]
         status, message = FitStatus.OUTLIERS, f"most of the squares belong to {_named(far)}, beyond 10 median deviations, and least squares follows. Use loss='huber', or leave out what failed."
     r = np.log(L) - np.log(law.loss(N, D))
     message += _counted(len(N), n, excluded)
     law = None if status is FitStatus.NOT_IDENTIFIED else law
     return FitResult(law=law, form=form, status=status, message=message, objective=_reported(value, loss, w), residuals=r, rms=float(np.sqrt(np.mean(r ** 2))), n=n,
                      share_best=share, decrement=decrement, condition=condition, at_bounds=at_bounds, loss_name=loss, delta=float(delta),
-                     N=N, D=D, L=L, C=C, weights=w, curve=FlopsCurve.from_runs(N, C / D), groups=groups, budget=budget, excluded=excluded, mock=bool(mock))
+                     N=N, D=D, L=L, C=C, weights=w, curve=FlopsCurve.from_runs(N, C / D), groups=groups, budget=budget, excluded=excluded, mock=mock)
 
 def _reported(value, loss, w) -> float:
     "The objective as its name says: sums of Huber's loss, means of squares"

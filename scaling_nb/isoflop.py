@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['budget_groups', 'IsoFlopFit', 'fit_isoflop', 'EnvelopeFit', 'fit_envelope']
 
-# %% ../nbs/07a_isoflop.ipynb #de7223f7
+# %% ../nbs/07a_isoflop.ipynb #b3109b0a
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from .fitting import FitStatus, _counted, _number, _omitted, _positive, fit_power_law, html_rows, MOCK
+from .fitting import FitStatus, _counted, _kept, _number, _omitted, _positive, fit_power_law, html_rows, MOCK
 from .laws import FlopsCurve, IsoFlopParabola, PowerLaw, sci_format, si_format
 
 # %% ../nbs/07a_isoflop.ipynb #b4305101
@@ -105,8 +105,8 @@ def _noise(fits):
     common = float(np.nanmedian(own)) if np.isfinite(own).any() else 0.
     return np.where(dof > 0, (4 * common + dof * np.nan_to_num(own)) / (4 + dof), common), dof + 4
 
-# %% ../nbs/07a_isoflop.ipynb #09206502
-_GAPS = ("N_opt", "N_opt_se", "N_opt_low", "N_opt_high", "D_opt", "D_opt_se", "L_min", "p", "p_se", "shift")
+# %% ../nbs/07a_isoflop.ipynb #f77b6e7a
+_GAPS = ("N_opt", "N_opt_se", "N_opt_low", "N_opt_high", "D_opt", "D_opt_se", "L_min", "p", "p_se", "shift", "rise")
 
 def _budget_row(x, y, C, fit, s2, dof, curve):
     "What one budget says, as a row of the frame"
@@ -124,7 +124,7 @@ def _budget_row(x, y, C, fit, s2, dof, curve):
         v, var = _vertex(fit[0], cov)
         N, low, high = (math.exp(x.mean() + u) for u in (v, *_slope_zeros(fit[0], cov, t)[:2]))
         row |= dict(N_opt=N, N_opt_se=math.sqrt(var), N_opt_low=low, N_opt_high=high, L_min=r - q * q / (4 * p), D_opt=float(spent / curve(N)),
-                    D_opt_se=math.sqrt(var) * _elasticity(curve, math.log(N)), shift=0.)
+                    D_opt_se=math.sqrt(var) * _elasticity(curve, math.log(N)), shift=0., rise=0.)
     elif status == "edge":
         falls, bound = _one_sided(x, y, fit[0], cov, t)
         if math.isfinite(bound):
@@ -178,11 +178,13 @@ def _lines(frame) -> dict:
     floor = good["C"].nunique() > 2 and (good["L_min"] > 0).all()
     return dict(ln_N=ln_N, ln_D=ln_D, se_N=se_N, se_D=se_D, birge=birge, loss_law=fit_power_law(good["C"], good["L_min"]).law if floor else None)
 
-# %% ../nbs/07a_isoflop.ipynb #a76eadf5
+# %% ../nbs/07a_isoflop.ipynb #d4276ff3
 @dataclass(frozen=True, eq=False)
 class IsoFlopFit:
     "Parabolas along budgets, and the line through the minima of those that have one"
-    budgets: pd.DataFrame      # budget, C (realised), n, N_opt, N_opt_se (of ln N), N_opt_low and _high (90 %), D_opt, D_opt_se, L_min, p, p_se, shift (bias taken off ln N_opt), bound, status, reason
+    # budget, C (realised), n, N_opt, N_opt_se (of ln N), N_opt_low and _high (90 %), D_opt, D_opt_se, L_min, p, p_se,
+    # shift and rise (bias taken off ln N_opt and L_min), bound, status, reason
+    budgets: pd.DataFrame
     parabolas: tuple           # IsoFlopParabola of each budget, None where there are under 3 sizes
     status: FitStatus
     message: str
@@ -335,7 +337,7 @@ def _bias_text(fit) -> str:
     except ValueError:
         return "unknown: the shift of N* by the parabola itself needs three budgets with a minimum, or a law"
 
-# %% ../nbs/07a_isoflop.ipynb #fcf8a285
+# %% ../nbs/07a_isoflop.ipynb #0501bdb4
 def _corrected(fit, law=None):
     "The fit with the parabola's bias taken off every minimum and lowest loss"
     raw, now = fit.budgets, fit
@@ -343,14 +345,14 @@ def _corrected(fit, law=None):
         exponents = _exponents(now, law)
         shift, rise = _parabola_errors(now, *exponents).T
         off = np.exp(-np.nan_to_num(shift))
-        frame = raw.assign(**{k: raw[k] * off for k in ("N_opt", "N_opt_low", "N_opt_high")}, L_min=raw["L_min"] - rise, shift=shift)
+        frame = raw.assign(**{k: raw[k] * off for k in ("N_opt", "N_opt_low", "N_opt_high")}, L_min=raw["L_min"] - rise, shift=shift, rise=rise)
         frame["D_opt"] = frame["C"] / fit.curve(frame["N_opt"].to_numpy())
         now = replace(fit, budgets=frame, corrected=True, **_lines(frame))
         if law is not None or np.allclose(exponents, _exponents(now), rtol=0, atol=1e-9):
             break
     return replace(now, message=fit.message + " The parabola's bias was taken off.")
 
-# %% ../nbs/07a_isoflop.ipynb #921734f4
+# %% ../nbs/07a_isoflop.ipynb #50012a9c
 def _isoflop_runs(N, given, nan_policy):
     "Float columns N, C, L, D and budget (or None), and what was left out; or a ValueError"
     if isinstance(N, pd.DataFrame):
@@ -360,12 +362,17 @@ def _isoflop_runs(N, given, nan_policy):
     if N is None or given["L"] is None or given["C"] is None and given["D"] is None:
         raise ValueError("Parabolas need N, the loss, and C or D of every run: three arrays, or a frame with columns N, loss and C or D. `read_runs` maps the names of other tables.")
     columns, excluded = _omitted(dict(N=N) | given, nan_policy)
-    N, L = _positive(N=columns["N"], L=columns["L"])
+    rows = _kept(len(columns["L"]), excluded)
+    N, L = _positive(rows, N=columns["N"], L=columns["L"])
+    if not len(N):
+        raise ValueError("At least one run with a loss is needed, but none is left.")
     C, D = columns["C"], columns["D"]
-    N, C, D = _positive(N=N, C=6 * N * np.asarray(D, float) if C is None else C, D=np.asarray(C, float) / (6 * N) if D is None else D)
-    return N, C, L, D, None if columns["budget"] is None else _positive(N=N, budget=columns["budget"])[1], excluded
+    N, C, D = _positive(rows, N=N, C=6 * N * np.asarray(D, float) if C is None else C, D=np.asarray(C, float) / (6 * N) if D is None else D)
+    budget = None if columns["budget"] is None else _positive(rows, N=N, budget=columns["budget"])[1]
+    once = np.sort(np.unique(np.stack([N, C, L, D, N if budget is None else budget]), axis=1, return_index=True)[1])  # a copy of a run is no second run
+    return N[once], C[once], L[once], D[once], None if budget is None else budget[once], excluded, len(N)
 
-# %% ../nbs/07a_isoflop.ipynb #11d37901
+# %% ../nbs/07a_isoflop.ipynb #25abd9e9
 def fit_isoflop(
     N,            # Parameters, (R,); or a frame of runs with columns N, loss and C or D (budget), such as `read_runs` gives
     C=None,       # FLOPs spent, (R,)
@@ -378,13 +385,14 @@ def fit_isoflop(
     mock=None,    # Were these losses drawn from a law? The fit will say so
 ) -> IsoFlopFit:
     "Parabolas in ln N along each budget, and the line through their minima (Hoffmann et al. 2022, approach 2). ValueError on a bad row"
-    N, C, L, D, budget, excluded = _isoflop_runs(N, dict(C=C, L=L, D=D, budget=budget), nan_policy)
+    mock = bool(N["mock"].any()) if mock is None and isinstance(N, pd.DataFrame) and "mock" in N else bool(mock)
+    N, C, L, D, budget, excluded, rows = _isoflop_runs(N, dict(C=C, L=L, D=D, budget=budget), nan_policy)
     labels, group = (None, budget_groups(C)) if budget is None else np.unique(budget, return_inverse=True)
     curve = FlopsCurve.from_runs(N, C / D)
     frame, parabolas = _budget_rows(N, C, L, group, [None] * (group.max() + 1) if labels is None else labels.tolist(), curve)
     status, message = _line_status(frame)
-    fit = IsoFlopFit(budgets=frame, parabolas=parabolas, status=status, message=message + _counted(len(N), len(N), excluded), **_lines(frame),
-                     N=N, D=D, C=C, L=L, group=group, curve=curve, mock=bool(mock), excluded=excluded)
+    fit = IsoFlopFit(budgets=frame, parabolas=parabolas, status=status, message=message + _counted(rows, len(N), excluded), **_lines(frame),
+                     N=N, D=D, C=C, L=L, group=group, curve=curve, mock=mock, excluded=excluded)
     if correct_bias is False or correct_bias is None:
         return fit
     try:
@@ -407,7 +415,7 @@ def _line_status(frame):
         message += " Where C varies within a budget, pass `budget=` to say which runs belong together."
     return FitStatus.CONVERGED if k >= 3 else FitStatus.TOO_FEW_BUDGETS, message
 
-# %% ../nbs/07a_isoflop.ipynb #77e719d8
+# %% ../nbs/07a_isoflop.ipynb #f29474cb
 _ISO_ARRAYS, _ISO_LINES = ("N", "D", "C", "L", "group"), ("ln_N", "ln_D", "se_N", "se_D")
 
 def _iso_dict(fit) -> dict:
@@ -415,13 +423,13 @@ def _iso_dict(fit) -> dict:
     return {k: getattr(fit, k).tolist() for k in _ISO_ARRAYS} | {k: [_number(v) for v in getattr(fit, k)] for k in _ISO_LINES} | {
         "kind": "isoflop", "budgets": rows, "status": fit.status.name, "message": fit.message, "birge": _number(fit.birge), "mock": fit.mock, "corrected": fit.corrected,
         "parabolas": [p and [p.p, p.q, p.r] for p in fit.parabolas], "loss_law": fit.loss_law and fit.loss_law.to_dict(),
-        "excluded": [list(e) for e in fit.excluded], "curve": {"N": list(fit.curve.N), "f": list(fit.curve.f)}}
+        "excluded": [list(e) for e in fit.excluded], "curve": asdict(fit.curve)}
 
 def _iso_from(cls, d):
     gap = lambda v: math.nan if v is None else v
     frame = pd.DataFrame([{k: gap(v) for k, v in row.items()} for row in d["budgets"]])
     return cls(budgets=frame, parabolas=tuple(p and IsoFlopParabola(*p) for p in d["parabolas"]), status=FitStatus[d["status"]],
-               loss_law=d["loss_law"] and PowerLaw.from_dict(d["loss_law"]), curve=FlopsCurve(tuple(d["curve"]["N"]), tuple(d["curve"]["f"])),
+               loss_law=d["loss_law"] and PowerLaw.from_dict(d["loss_law"]), curve=FlopsCurve(tuple(d["curve"]["N"]), tuple(d["curve"]["f"]), d["curve"].get("scatter", 0.)),
                birge=gap(d["birge"]), excluded=tuple(map(tuple, d["excluded"])), **{k: d[k] for k in ("message", "mock", "corrected")},
                **{k: tuple(map(gap, d[k])) for k in _ISO_LINES}, **{k: np.array(d[k]) for k in _ISO_ARRAYS})
 

@@ -8,7 +8,7 @@ __all__ = ['R_D', 'R_N', 'LAWS', 'ChinchillaLaw', 'si_format', 'sci_format', 'op
            'FormLaw', 'tokens_to_reach', 'ServingOptimum', 'inference_optimal', 'OvertrainedModel', 'overtrained',
            'PowerLaw', 'IsoFlopParabola', 'parabola_bias']
 
-# %% ../nbs/06_laws.ipynb #fa52049d
+# %% ../nbs/06_laws.ipynb #df7ff7c9
 import inspect
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline, CubicSpline
+from scipy.interpolate import CubicHermiteSpline, CubicSpline, make_smoothing_spline
 from scipy.optimize import brentq
 
 # %% ../nbs/06_laws.ipynb #885f52d6
@@ -209,22 +209,36 @@ def _compute(law, L, flops_per_token=6.0):
     N = law.G * nd ** law.a
     return nd * k if k is not None else compute_search(law, L, flops_per_token, start=nd * float(flops_per_token(N)) / N)
 
-# %% ../nbs/06_laws.ipynb #8478a507
+# %% ../nbs/06_laws.ipynb #e9221768
 def _limited_slopes(x, y):
-    "Cubic-spline slopes at the knots, limited to be monotone between them, zero at both ends"
+    "Cubic-spline slopes at the knots, limited to be monotone between them"
     secant = np.diff(y) / np.diff(x)
-    left, right = secant[:-1], secant[1:]
+    left, right = np.r_[secant[:1], secant], np.r_[secant, secant[-1:]]
     limit = np.where(left * right > 0, 3 * np.minimum(np.abs(left), np.abs(right)), 0.)
-    slope = np.zeros_like(x)
-    slope[1:-1] = np.sign(left) * np.clip(np.sign(left) * CubicSpline(x, y)(x, 1)[1:-1], 0, limit)
-    return slope
+    slope = CubicSpline(x, y)(x, 1) if len(x) > 2 else left
+    return np.sign(left) * np.clip(np.sign(left) * slope, 0, limit)
 
-# %% ../nbs/06_laws.ipynb #27e98345
+# %% ../nbs/06_laws.ipynb #bc8e4cb9
+def _smoothed(
+    x, y,   # (K,) ln N, rising, and ln(f / N)
+    count,  # (K,) runs of each size
+):          # (K,) smooth values, and the scatter about them
+    "Smoothing spline with the stiffness of least generalised cross-validation (Wahba 1990); a constant where that is as good"
+    if len(x) < 5 or np.ptp(y) < 1e-9:
+        return y, 0.
+    smooth = make_smoothing_spline(x, y, w=count.astype(float))(x)
+    mean = np.full_like(y, count @ y / count.sum())
+    rms = lambda v: math.sqrt(count @ (y - v) ** 2 / count.sum())
+    chosen = mean if rms(mean) < 1.15 * rms(smooth) else smooth
+    return chosen, rms(chosen)
+
+# %% ../nbs/06_laws.ipynb #5373d484
 @dataclass(frozen=True)
 class FlopsCurve:
-    "Training FLOPs per token f(N), through measured sizes; the ratio f/N is held outside them"
+    "Training FLOPs per token f(N), through measured sizes; outside them the ratio f/N levels off within a factor of e"
     N: tuple  # Sizes, parameters, rising
     f: tuple  # FLOPs per token at those sizes
+    scatter: float = 0.  # Of the runs' own ln f about this curve, rms
 
     @classmethod
     def from_runs(cls, N, f, near=1e-3):
@@ -232,8 +246,10 @@ class FlopsCurve:
         order = np.argsort(N, kind="stable")
         x, y = np.log(np.asarray(N, float)[order]), np.log(np.asarray(f, float)[order])
         size = np.cumsum(np.r_[0, np.diff(x) > near])
-        mean = lambda v: np.exp(np.bincount(size, v) / np.bincount(size))
-        return cls(tuple(mean(x).tolist()), tuple(mean(y).tolist()))
+        count = np.bincount(size)
+        x, y = (np.bincount(size, v) / count for v in (x, y))
+        smooth, scatter = _smoothed(x, y - x, count)
+        return cls(tuple(np.exp(x).tolist()), tuple(np.exp(x + smooth).tolist()), scatter)
 
     @cached_property
     def constant(self):
@@ -250,7 +266,9 @@ class FlopsCurve:
         "FLOPs per token at `N` parameters, a number or an array"
         if self.constant is not None:
             return self.constant * N
-        return np.exp(self._spline(np.log(N).clip(math.log(self.N[0]), math.log(self.N[-1])))) * N
+        x = np.log(N)
+        inside = np.clip(x, math.log(self.N[0]), math.log(self.N[-1]))
+        return np.exp(self._spline(inside) + self._spline(inside, 1) * np.sign(x - inside) * -np.expm1(-np.abs(x - inside))) * N
 
 # %% ../nbs/06_laws.ipynb #f4550168
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def test_exact_with_measured_flops():
         answer = fit.optimum(target, n_boot=50)
         assert (answer.N, answer.D) == pytest.approx(TRUTH.optimum(target, fit.flops_per_token)[:2], rel=1e-6)
         assert answer.D * fit.flops_per_token(answer.N) == pytest.approx(target, rel=1e-12)
-        assert answer.N == pytest.approx(TRUTH.optimum(target, general)[0], rel=2e-2), "the interpolated cost is near the true one"
-    assert not any("held at" in w for w in fit.optimum(1e18, interval=None).warnings)
+        assert answer.N == pytest.approx(TRUTH.optimum(target, general)[0], rel=5e-3), "the interpolated cost is near the true one"
+    assert not any("level off beyond" in w for w in fit.optimum(1e18, interval=None).warnings)
     far = fit.optimum(1e22, interval=None)
-    assert any("held at" in w for w in far.warnings)
-    assert fit.flops_per_token(far.N) / far.N == pytest.approx(fit.flops_per_token(fit.N.max()) / fit.N.max())
+    assert any("level off beyond" in w for w in far.warnings)
+    assert general(far.N) / far.N < fit.flops_per_token(far.N) / far.N < fit.flops_per_token(fit.N.max()) / fit.N.max()
 
 
 @pytest.mark.parametrize("method", ["surface", "isoflop"])

@@ -379,7 +379,7 @@ def test_frames_speak_for_themselves():
 
 def test_words_that_are_not_known():
     N, D, L, _ = sweep()
-    for kw, says in ((dict(loss="squares"), "'huber', 'log_mse', 'mse'"), (dict(law="kaplan"), "overlay"), (dict(delta=-1), "'auto' or positive"),
+    for kw, says in ((dict(loss="squares"), "'huber', 'log_mse', 'mse'"), (dict(law="kaplan"), "overlay"), (dict(delta=-1), "'auto' or a number"),
                      (dict(nan_policy="drop"), "'raise' or 'omit'"), (dict(law="data_constrained"), "needs `unique`")):
         with pytest.raises(ValueError, match=says):
             fit_law(N, D, L, **kw)
@@ -456,3 +456,31 @@ def test_a_broken_law_is_a_form_of_ones_own():
                 bounds=((0, 1), (0, 9), (0, 1), (0, 9), (1, 1e4), (.01, 1)), name="broken")
     law = FormLaw(bnsl, (.41388453, 2.27727229, .05507735, 5.66290382, 612.5836, .05919304))
     assert [float(law.loss(n, None)) for n in (100., 600., 1000., 4000.)] == pytest.approx([2.180981, 1.75292, .51091, .41392], abs=5e-6)
+
+
+def test_rows_in_messages_are_those_of_the_table():
+    N, D, L, _ = sweep()
+    L, N = L.copy(), N.copy()
+    L[3], N[10] = np.nan, -1
+    with pytest.raises(ValueError, match="row 10 has N=-1"):
+        fit_law(N, D, L, nan_policy="omit")
+
+
+def test_labels_of_any_kind():
+    N, D, L, _ = sweep(sigma=.004)
+    labels = np.array(["a", "b", None, np.nan] + ["c", "d"] * 15 + ["a"], object)
+    groups = fit_law(N, D, L, groups=labels).groups
+    assert groups[0] == groups[34] and len(set(groups)) == 6 and len({groups[2], groups[3]}) == 2
+    frame = pd.DataFrame(dict(N=N, D=D, loss=L, group=np.nan, weight=np.nan, C=np.nan, budget=np.nan, mock=True))
+    bare = fit_law(frame)
+    assert bare.groups is None and bare.budget is None and bare.mock and bare.law == fit_law(N, D, L).law
+    for kw in (dict(delta="foo"), dict(delta=None), dict(delta=1e-300), dict(law="data_constrained", unique="1e9")):
+        with pytest.raises(ValueError, match="must be|needs `unique`"):
+            fit_law(N, D, L, **kw)
+
+
+def test_small_weights_change_nothing():
+    N, D, L, _ = sweep(sigma=.004)
+    for law in ("chinchilla", "coupled"):
+        one, other = (fit_law(N, D, L, law=law, weights=np.full(35, s)) for s in (1., 1e-10))
+        assert other.status is one.status and other.law.alpha == pytest.approx(one.law.alpha, rel=1e-5) and other.objective == pytest.approx(1e-10 * one.objective, rel=1e-6)

@@ -425,3 +425,26 @@ def test_two_crossings_make_a_line_and_no_interval():
     fit = fit_envelope(*curves(sizes=3), annealed=True, mock=True)
     assert fit.status is FitStatus.TOO_FEW_RUNS and fit.a == pytest.approx(TRUTH.a, abs=.01) and fit.a_interval() is None and "mock: losses" in repr(fit)
     assert isinstance(fit, EnvelopeFit)
+
+
+def test_copies_count_once():
+    N, D, L, C = sweep(sigma=.004, seed=3)
+    one, two = fit_isoflop(N, C, L), fit_isoflop(*(np.r_[v, v] for v in (N, C, L)))
+    assert two.budgets.equals(one.budgets) and two.a_interval(.9) == one.a_interval(.9) and "35 exact duplicates count once" in two.message
+
+
+def test_rows_are_those_of_the_table():
+    N, D, L, C = sweep()
+    L, N = L.copy(), N.copy()
+    L[3], N[10] = np.nan, -1
+    with pytest.raises(ValueError, match="row 10 has N=-1"):
+        fit_isoflop(N, C, L, nan_policy="omit")
+    for empty in (dict(N=[], C=[], L=[]), dict(N=[1.], C=[1.], L=[np.nan], nan_policy="omit")):
+        with pytest.raises(ValueError, match="none is left"):
+            fit_isoflop(**empty)
+
+
+def test_a_rehearsal_stays_a_rehearsal():
+    N, D, L, C = sweep(sigma=.004)
+    frame = pd.DataFrame(dict(N=N, D=D, loss=L, C=C, mock=True, budget=np.nan))
+    assert fit_isoflop(frame).mock and not fit_isoflop(frame, mock=False).mock
