@@ -37,14 +37,14 @@ def _law_of(fit) -> dict:
     "What `fit_law` must be told to fit the same law"
     return dict(law=getattr(fit.law, "form", fit.form), unique=getattr(fit.law, "unique", None))
 
-# %% ../nbs/08a_doubts.ipynb #08c12084
+# %% ../nbs/08a_doubts.ipynb #97503466
 def _quick_part(fit, keep, found):
     "A FitResult from a row of `refit`, or None where the part deserves all starts"
     law = ChinchillaLaw(found.E, found.A, found.B, found.alpha, found.beta)
     N, D, L = fit.N[keep], fit.D[keep], fit.L[keep]
     problem = SurfaceProblem.of(N, D, L)
     condition = _condition(_surface_jacobian(problem, problem.theta(**law.to_dict())))
-    if found.at_bound or condition > 300:
+    if found.at_bound or condition > 300 or found.decrement > 1e-8:
         return None
     r = np.log(L) - np.log(law.loss(N, D))
     part = replace(fit, law=law, status=FitStatus.CONVERGED, message=f"{keep.sum()} of {len(keep)} runs.", objective=found.objective, residuals=r, rms=float(np.sqrt((r ** 2).mean())),
@@ -184,7 +184,7 @@ def exclusion_path(
         rows.append(head | _answer(fit, part, reason, C) | dict(z=(_a(part) - _a(fit)) / _sd_a(part) if drop and part and fit.law else math.nan))
     return pd.DataFrame(rows)[["dropped", "n", "highest", "a", "z", "N", "reason"]]
 
-# %% ../nbs/08a_doubts.ipynb #f493c01f
+# %% ../nbs/08a_doubts.ipynb #777dd77c
 def influence(
     fit,      # FitResult of a Chinchilla surface
     C=None,   # FLOPs at which N is asked; 10 times the largest budget by default
@@ -193,7 +193,7 @@ def influence(
     if fit.form != "chinchilla":
         raise ValueError(f"Influence is worked out for the Chinchilla surface, but got a fit of the form {fit.form!r}. Fit with law='chinchilla' beside it.")
     _, first, copy = np.unique(np.stack([fit.N, fit.D, fit.L]), axis=1, return_index=True, return_inverse=True)
-    without = refit(fit, (copy.ravel() != np.arange(len(first))[:, None]) * fit.weights)
+    without = pd.concat([refit(fit, (copy.ravel() != part[:, None]) * fit.weights) for part in np.array_split(np.arange(len(first)), math.ceil(len(first) / 500))], ignore_index=True)
     C, law = _target(fit, C), fit.law
     N, _ = optimal_split(*(without[k].to_numpy() for k in ("A", "B", "alpha", "beta")), C, fit.curve)
     d_ln_N = np.log(N / law.optimum(C, fit.curve)[0])
@@ -239,7 +239,7 @@ def _surface_row(fit, name, C, form, loss, delta) -> dict:
     (N, _, value), (low, high) = other.law.optimum(C, fit.curve), _interval_of_N(other, C)
     return dict(method=name, a=_a(other), b=getattr(other.law, "b", math.nan), N=N, N_low=low, N_high=high, loss=value, rms=other.rms, reason="" if other.status.ok else other.status.value)
 
-# %% ../nbs/08a_doubts.ipynb #981ebf10
+# %% ../nbs/08a_doubts.ipynb #c9cf93b4
 def _line_rows(fit, C) -> list:
     "The IsoFLOP line as it is, and without the bias of its parabolas by the exponents of the fit"
     name, line = "IsoFLOP line", _second_opinion(fit)
@@ -247,7 +247,7 @@ def _line_rows(fit, C) -> list:
         return [dict(method=name, reason=line.message if line else "the runs do not lie on budgets")]
     lines = {name: line}
     if hasattr(fit.law, "beta"):
-        lines[f"{name}, bias removed"] = fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, correct_bias=fit.law)
+        lines[f"{name}, bias removed"] = fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, budget=fit.budget, mock=fit.mock, correct_bias=fit.law)
     return [dict(method=name, a=v.a, b=v.b, N=float(v.line(C)), loss=float(v.loss_law(C)) if v.loss_law else math.nan, reason="" if v.interior.all() else v.message)
             | dict(zip(("N_low", "N_high"), v.line_interval(C, .9) or (math.nan, math.nan))) for name, v in lines.items()]
 
@@ -335,7 +335,7 @@ def _row_doubts(fit):
         out.append((6, f"{len(fit.N)} used, {len(fit.excluded)} dropped: {_named([row for row, _ in fit.excluded])} ({why})."))
     return out
 
-# %% ../nbs/08a_doubts.ipynb #6497bc3c
+# %% ../nbs/08a_doubts.ipynb #29222543
 _PROMISED_LESS = ("too little loss", "worse", "Look for a recipe that does not scale (learning rate, batch, warm-up), and expect a worse loss than predicted at the target.")
 _PROMISED_MORE = ("too much loss", "better", "The floor is fitted too high, or the small runs are handicapped: quote no loss at the target, and compare law='coupled'.")
 
@@ -344,14 +344,15 @@ def _future_doubts(fit, C, frame):
     if not frame.n.sum():
         return [(6, f"No forecast could be checked: {frame.reason.iloc[0]}")]
     bad = frame[frame.light.isin(["amber", "red"])]
-    sure = bad[~(bad.z.abs() < 2.5)]
+    sure = bad[bad.z.abs() >= 2.5]  # where z is not known, nothing is sure
     if not len(sure) and not (bad.light == "red").any():
         return []
     r = (sure if len(sure) else bad).sort_values("bias", key=lambda v: -v.abs()).iloc[0]
     what, fact, then = _PROMISED_LESS if r.bias < 0 else _PROMISED_MORE
     said = f"Fitted up to {sci_format(r.top, 2)} FLOPs, the law promised {what} at {sci_format(r.budget, 2)}, by {abs(r.bias):.2g} %"
     if not len(sure):
-        return [(7, f"{said}; chance may explain it (z = {r.z:.1f}). A held-out run above the top budget would settle it.")]
+        chance = f"chance may explain it (z = {r.z:.1f})" if math.isfinite(r.z) else "how much of it is chance is not known"
+        return [(7, f"{said}; {chance}. A held-out run above the top budget would settle it.")]
     first, last = frame.N.dropna().iloc[0], fit.law.optimum(C, fit.curve)[0]
     went = "went" if abs(math.log(last / first)) > .1 else "hardly moved:"
     moved = f"N* at {sci_format(C)} {went} from {si_format(first)} to {si_format(last)} as budgets were added."
@@ -440,7 +441,7 @@ class Doubts(tuple):
         from html import escape
         return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in self) + "</ul>" if self else f"<p>{self!r}</p>"
 
-# %% ../nbs/08a_doubts.ipynb #0a95e83d
+# %% ../nbs/08a_doubts.ipynb #e81a7945
 def doubts(
     fit,      # FitResult
     C=None,   # FLOPs that are to be spent; 10 times the largest budget by default
@@ -453,6 +454,6 @@ def doubts(
         found += _future_doubts(fit, C, future) + _window_doubts(fit, C, window_path(fit, C=C)) + _exclusion_doubts(fit, C, exclusion_path(fit, few, C))
         found += _identification_doubts(fit, C) + _reach_doubts(fit, C, future)
         found += _agreement_doubts(fit, C, agreement(fit, C, forms=False)) + _form_doubts(fit, C)
-        found += _influence_doubts(fit, C, influence(fit, C)) if fit.form == "chinchilla" else []
+        found += _influence_doubts(fit, C, influence(fit, C)) if fit.form == "chinchilla" and fit.n <= 1500 else []  # among thousands no run decides
         found += _good_news(fit, C)
     return Doubts(sentence for _, sentence in sorted(found, key=lambda v: v[0]))

@@ -105,10 +105,11 @@ def _gradient(runs, C, curve, h=1e-5):
     at = _answers(*_parameters(rows, runs.mean), C, curve)
     return at[:, 0], (at[:, 1:6] - at[:, 6:]) / (2 * h) * runs.free
 
-# %% ../nbs/07b_intervals.ipynb #398e1239
+# %% ../nbs/07b_intervals.ipynb #f0c8eeab
 def _unseen(J, w, r, cluster):
     "Residuals (U,) had the fit not seen the run's cluster, to first order: (I - H_gg)^-1 r_g"
     S = np.sqrt(w)[:, None] * J
+    S = S / np.linalg.norm(S, axis=0)
     M = np.linalg.pinv(S.T @ S)
     out = r / (1 - ((S @ M) * S).sum(1)).clip(.05)  # a run that decides a parameter alone has no residual to judge it by
     for g in np.flatnonzero(np.bincount(cluster) > 1):
@@ -298,13 +299,13 @@ def profile_frame(
     ln_N = _gradient(runs, C, fit.curve)[0][0] + offset
     return pd.DataFrame(dict(ln_N=ln_N, N=np.exp(ln_N), statistic=statistic, level=2 * stdtr(runs.dof, np.sqrt(statistic)) - 1))
 
-# %% ../nbs/07b_intervals.ipynb #fcc1798f
+# %% ../nbs/07b_intervals.ipynb #c3419995
 def _why_none(fit, runs):
     "Why no interval can be had at all, or ''"
     if not fit.status.ok:
         return fit.message
     if runs.clusters < len(runs.r):
-        return f"{runs.clusters} clusters for 5 parameters: nothing is left to judge an interval by." if runs.dof < 1 else ""
+        return f"{runs.clusters} cluster{'s' * (runs.clusters != 1)} for 5 parameters: nothing is left to judge an interval by." if runs.dof < 1 else ""
     return f"{len(runs.r)} different runs for 5 parameters: the law passes through all of them and no interval can be had." if runs.dof < 1 else ""
 
 # %% ../nbs/07b_intervals.ipynb #8a37c8c3
@@ -375,7 +376,7 @@ def _by_window(fit) -> dict:
     halves = refit(fit, np.stack([low, ~low]) * fit.weights)
     return dict(zip(("lower half", "upper half"), (halves.beta / (halves.alpha + halves.beta)).tolist()))
 
-# %% ../nbs/07b_intervals.ipynb #5cc967bd
+# %% ../nbs/07b_intervals.ipynb #fdfeb073
 def _redrawn_valley(x, y, n, rng):
     "Vertex in ln N and lowest loss of `n` redrawn parabolas, each (n,); NaN without a minimum among the sizes"
     coef, r, _ = _valley(x, y)
@@ -393,7 +394,7 @@ def _bootstrap_isoflop(fit, n, seed):
     rows, rng = fit.budgets[fit.interior], np.random.default_rng(seed)
     drawn = [_redrawn_valley(np.log(fit.N[fit.group == k]), fit.L[fit.group == k], n, rng) for k in rows.index]
     v, low = (np.stack([d[i] for d in drawn], 1) for i in (0, 1))
-    v = v - rows["shift"].to_numpy()  # the parabola's bias, where the fit was corrected for it
+    v, low = v - rows["shift"].to_numpy(), low - rows["rise"].to_numpy()  # the parabola's bias, where the fit was corrected for it
     lc, ok = np.log(rows["C"].to_numpy()), np.isfinite(v)
     w = np.where(ok, 1 / (rows["N_opt_se"].to_numpy() ** 2 + 1e-12), 1e-300)
     level, slope, mean = _line(lc, np.where(ok, v, 0.), w)
@@ -520,7 +521,7 @@ def _outer_spread(runs, discrepancies, C, curve):
     inner = np.sqrt(np.einsum("ki,ij,kj->k", slopes, _sandwich(runs), slopes))
     return at + centre, np.maximum(spread, inner)  # an outer band is never the narrower one
 
-# %% ../nbs/07b_intervals.ipynb #7bf26096
+# %% ../nbs/07b_intervals.ipynb #0c52564b
 METHODS = ("sandwich", "delta", "profile", "discrepancy", *KINDS)
 
 def _spread_bounds(runs, method, curve, t):
@@ -532,7 +533,12 @@ def _spread_bounds(runs, method, curve, t):
             spread = np.sqrt(np.einsum("ki,ij,kj->k", slopes, V, slopes))
         else:
             centre, spread = _outer_spread(runs, parts, C, curve)
-        return centre[:, None] + spread[:, None] * np.stack([-t, t])[:, None]
+        low, high = centre[:, None] + spread[:, None] * np.stack([-t, t])[:, None]
+        if parts is not None:  # its centre has moved, but what the inner interval holds the outer one holds
+            at, slopes = _gradient(runs, C, curve)
+            inner = np.sqrt(np.einsum("ki,ij,kj->k", slopes, V, slopes))[:, None] * t
+            low, high = np.minimum(low, at[:, None] - inner), np.maximum(high, at[:, None] + inner)
+        return np.stack([low, high])
     return found
 
 def _profile_bounds(runs, curve, t):
@@ -602,7 +608,7 @@ def _interval_rows(fit, runs, asked, point, bounds, levels, method, note):
             missing = not (math.isfinite(low) and math.isfinite(high))
             yield _row(q, c, point(c, q), level, low, high, method, _reason(q, c, method, runs, fit, missing, note))
 
-# %% ../nbs/07b_intervals.ipynb #e7e997c9
+# %% ../nbs/07b_intervals.ipynb #ee0c0749
 def fit_intervals(
     fit,                     # FitResult of a Chinchilla surface
     C=None,                  # FLOPs, a number or several; None for the exponents and the floor alone
@@ -616,6 +622,8 @@ def fit_intervals(
     budgets, levels = ([] if C is None else np.atleast_1d(np.asarray(C, float)).tolist()), list(np.atleast_1d(levels).astype(float))
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, but got {method!r}.")
+    if method in KINDS and not n >= 20:
+        raise ValueError(f"`n` must be at least 20 replicates, but got {n!r}.")
     if not all(0 < v < math.inf for v in budgets) or not all(0 < v < 1 for v in levels):
         raise ValueError(f"`C` must be positive, finite FLOPs and `levels` lie between 0 and 1, but got C={budgets}, levels={levels}.")
     asked = [(c, q) for c in budgets for q in _AT_C] + [(math.nan, q) for q in QUANTITIES[4:]]

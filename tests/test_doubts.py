@@ -327,3 +327,12 @@ def test_other_forms_are_asked_too():
         coupling_test(fit)
     with pytest.raises(ValueError):
         influence(fit)
+
+
+def test_a_forecast_without_a_z_is_not_called_sure():
+    from test_allocation import bent
+    from test_fitting import sweep as iso_sweep
+    N, D, L, C = iso_sweep(K=6, sigma=.002)
+    fit = fit_law(N, D, bent(N, D, .5) * (1 + .004 * np.log(C / C.min())), law="coupled")
+    said = "\n".join(fit.doubts())
+    assert "nan" not in said and "compare law='coupled'" not in said

@@ -463,3 +463,24 @@ def test_replicates_of_a_corrected_line_lie_on_it():
         line = fit_isoflop(N, C, L, correct_bias=corrected)
         r = bootstrap_fit(line, 300)
         assert abs((r.ln_N + r.a * (np.log(1e19) - r.ln_C)).median() - np.log(line.line(1e19))) < .02
+
+
+def test_the_outer_band_holds_the_inner():
+    for seed in range(6):
+        fit = fit_law(*iso_sweep(sigma=.02, seed=seed, K=4, M=6)[:3])
+        if fit.law is None:
+            continue
+        inner, outer = (fit.intervals([1e18, 1e20], method=m) for m in ("sandwich", "discrepancy"))
+        assert (outer.low <= inner.low * (1 + 1e-12)).all() and (outer.high >= inner.high * (1 - 1e-12)).all()
+
+
+def test_units_of_loss_change_no_interval_of_size():
+    N, D, L, _ = iso_sweep(sigma=.01)
+    base, *others = (fit_intervals(fit_law(N, D, L * s), 1e19, levels=.9).set_index("quantity").loc["N", ["low", "high"]].to_numpy(float) for s in (1., 1e-6, 1e6))
+    for other in others:
+        assert other == pytest.approx(base, rel=1e-6)
+
+
+def test_too_few_replicates():
+    with pytest.raises(ValueError, match="at least 20 replicates"):
+        fit_intervals(fit_law(*iso_sweep(sigma=.01)[:3]), 1e19, method="pairs", n=0)
