@@ -184,22 +184,33 @@ def exclusion_path(
         rows.append(head | _answer(fit, part, reason, C) | dict(z=(_a(part) - _a(fit)) / _sd_a(part) if drop and part and fit.law else math.nan))
     return pd.DataFrame(rows)[["dropped", "n", "highest", "a", "z", "N", "reason"]]
 
-# %% ../nbs/08a_doubts.ipynb #777dd77c
+# %% ../nbs/08a_doubts.ipynb #cd50eb09
 def influence(
     fit,      # FitResult of a Chinchilla surface
     C=None,   # FLOPs at which N is asked; 10 times the largest budget by default
 ) -> pd.DataFrame:  # row, N, D, L, residual, d_ln_N, d_a, share: a row per distinct run, the most influential first
-    "What leaving out each run does to ln N at the optimum, and to a. ValueError for other forms"
+    "What leaving out each run does to ln N at the optimum, and to a; NaN where the others hold no answer. ValueError for other forms"
     if fit.form != "chinchilla":
         raise ValueError(f"Influence is worked out for the Chinchilla surface, but got a fit of the form {fit.form!r}. Fit with law='chinchilla' beside it.")
     _, first, copy = np.unique(np.stack([fit.N, fit.D, fit.L]), axis=1, return_index=True, return_inverse=True)
-    without = pd.concat([refit(fit, (copy.ravel() != part[:, None]) * fit.weights) for part in np.array_split(np.arange(len(first)), math.ceil(len(first) / 500))], ignore_index=True)
-    C, law = _target(fit, C), fit.law
-    N, _ = optimal_split(*(without[k].to_numpy() for k in ("A", "B", "alpha", "beta")), C, fit.curve)
-    d_ln_N = np.log(N / law.optimum(C, fit.curve)[0])
+    A, B, alpha, beta = _without_each(fit, copy.ravel()).T
+    C, law, found = _target(fit, C), fit.law, np.isfinite(A)
+    d_ln_N = np.full(len(A), np.nan)
+    d_ln_N[found] = np.log(optimal_split(A[found], B[found], alpha[found], beta[found], C, fit.curve)[0] / law.optimum(C, fit.curve)[0])
     frame = pd.DataFrame(dict(row=fit.rows[first], N=fit.N[first], D=fit.D[first], L=fit.L[first], residual=fit.residuals[first], d_ln_N=d_ln_N,
-                              d_a=without.beta / (without.alpha + without.beta) - law.a, share=d_ln_N ** 2 / max((d_ln_N ** 2).sum(), 1e-300)))
+                              d_a=beta / (alpha + beta) - law.a, share=d_ln_N ** 2 / max(np.nansum(d_ln_N ** 2), 1e-300)))
     return frame.sort_values("d_ln_N", key=lambda v: -v.abs(), kind="stable", ignore_index=True)
+
+def _without_each(fit, run, chunk=500):
+    "A, B, alpha, beta (U, 4) without each distinct run; `run` (R,) says which one a row is. Replicates on a bound that the fit is not on, or not converged, get all starts"
+    names, U = ["A", "B", "alpha", "beta"], run.max() + 1
+    rows = pd.concat([refit(fit, (run != np.arange(U)[i:i + chunk, None]) * fit.weights) for i in range(0, U, chunk)], ignore_index=True)
+    shaky = rows["at_bound"] & ~((rows["E"] == 0) & (fit.at_bounds == ("E",))) | (rows["decrement"] > 1e-6)
+    out = rows[names].to_numpy(copy=True)
+    for i in np.flatnonzero(shaky):
+        part, _ = _part(fit, run != i)
+        out[i] = [getattr(part.law, k) for k in names] if part else math.nan
+    return out
 
 # %% ../nbs/08a_doubts.ipynb #a73b3d92
 _LOSSES = {"log-Huber, delta auto": ("huber", "auto"), "log-Huber, delta 1e-3": ("huber", 1e-3), "log MSE": ("log_mse", "auto"), "raw MSE": ("mse", "auto")}
@@ -303,7 +314,7 @@ def _identification_doubts(fit, C):
             out.append((1, f"The runs do not close the 90 % profile of N* at {sci_format(C)}: {profile.reason}"))
     return out
 
-# %% ../nbs/08a_doubts.ipynb #76d8125d
+# %% ../nbs/08a_doubts.ipynb #a8789cc4
 def _outlier_doubts(fit, C):
     "Runs far off the law: grave if far by any standard (a tenth of the loss), or if the answer moves without them"
     odd = fit.outliers
@@ -328,14 +339,14 @@ def _row_doubts(fit):
                        "Drop them, unless they are repeated runs."))
     clusters = fit.n if fit.groups is None else len(np.unique(fit.groups))
     if clusters < fit.n:
-        out.append((5 if clusters < 15 else 7, f"{fit.n} runs share {clusters} clusters, such as trunks or seeds: the intervals count clusters. "
+        out.append((5 if clusters < 15 else 7, f"{fit.n} runs share {clusters} cluster{'s' * (clusters > 1)}, such as trunks or seeds: the intervals count clusters. "
                                                "More runs of the same clusters will not narrow them."))
     if fit.excluded:
         why = "; ".join(dict.fromkeys(reason for _, reason in fit.excluded))
         out.append((6, f"{len(fit.N)} used, {len(fit.excluded)} dropped: {_named([row for row, _ in fit.excluded])} ({why})."))
     return out
 
-# %% ../nbs/08a_doubts.ipynb #29222543
+# %% ../nbs/08a_doubts.ipynb #1221107f
 _PROMISED_LESS = ("too little loss", "worse", "Look for a recipe that does not scale (learning rate, batch, warm-up), and expect a worse loss than predicted at the target.")
 _PROMISED_MORE = ("too much loss", "better", "The floor is fitted too high, or the small runs are handicapped: quote no loss at the target, and compare law='coupled'.")
 
@@ -344,7 +355,7 @@ def _future_doubts(fit, C, frame):
     if not frame.n.sum():
         return [(6, f"No forecast could be checked: {frame.reason.iloc[0]}")]
     bad = frame[frame.light.isin(["amber", "red"])]
-    sure = bad[bad.z.abs() >= 2.5]  # where z is not known, nothing is sure
+    sure = bad[bad.z.abs() >= 2.5]  # where z is not known (other forms, few clusters), nothing is sure
     if not len(sure) and not (bad.light == "red").any():
         return []
     r = (sure if len(sure) else bad).sort_values("bias", key=lambda v: -v.abs()).iloc[0]
@@ -358,7 +369,7 @@ def _future_doubts(fit, C, frame):
     moved = f"N* at {sci_format(C)} {went} from {si_format(first)} to {si_format(last)} as budgets were added."
     return [(1 if r.light == "red" else 3, f"{said} ({r.light}, z = {r.z:.1f}): larger runs came out {fact} than the smaller ones say. {moved} {then}")]
 
-# %% ../nbs/08a_doubts.ipynb #d0a2d628
+# %% ../nbs/08a_doubts.ipynb #64fabd3a
 def _window_doubts(fit, C, frame):
     "The windows of compute that differ most, if beyond chance"
     N = fit.law.optimum(C, fit.curve)[0]
@@ -386,7 +397,7 @@ def _exclusion_doubts(fit, C, frame):
 def _influence_doubts(fit, C, frame):
     "A run that brings half of the variance of the answer"
     r = frame.iloc[0]
-    if r.share < .5 or abs(r.d_ln_N) < .1:
+    if not (r.share >= .5 and abs(r.d_ln_N) >= .1):
         return []
     return [(4, f"The answer leans on one run: without row {r.row:.0f} (N {si_format(r.N)}, D {si_format(r.D)}, loss {r.L:.4g}) N* at {sci_format(C)} "
              f"moves by {100 * math.expm1(r.d_ln_N):+.0f} %, {100 * r.share:.0f} % of the variance of all. Repeat it with another seed.")]

@@ -105,12 +105,16 @@ def _gradient(runs, C, curve, h=1e-5):
     at = _answers(*_parameters(rows, runs.mean), C, curve)
     return at[:, 0], (at[:, 1:6] - at[:, 6:]) / (2 * h) * runs.free
 
-# %% ../nbs/07b_intervals.ipynb #f0c8eeab
-def _unseen(J, w, r, cluster):
-    "Residuals (U,) had the fit not seen the run's cluster, to first order: (I - H_gg)^-1 r_g"
+# %% ../nbs/07b_intervals.ipynb #6af3fbc1
+def _scaled(J, w):
+    "S = W^1/2 J with columns of length one, whatever the unit of the loss, and (S^T S)^-1"
     S = np.sqrt(w)[:, None] * J
     S = S / np.linalg.norm(S, axis=0)
-    M = np.linalg.pinv(S.T @ S)
+    return S, np.linalg.pinv(S.T @ S)
+
+def _unseen(J, w, r, cluster):
+    "Residuals (U,) had the fit not seen the run's cluster, to first order: (I - H_gg)^-1 r_g"
+    S, M = _scaled(J, w)
     out = r / (1 - ((S @ M) * S).sum(1)).clip(.05)  # a run that decides a parameter alone has no residual to judge it by
     for g in np.flatnonzero(np.bincount(cluster) > 1):
         i = np.flatnonzero(cluster == g)
@@ -327,7 +331,7 @@ def exponent_profile(
     least = (runs.w * np.abs(psi) * (np.abs(runs.r) - .5 * np.abs(psi))).sum()
     return pd.DataFrame(dict(alpha=held[:, 0], beta=held[:, 1], objective=f, statistic=2 * np.maximum(f - least, 0) / max(noise, 1e-300)))
 
-# %% ../nbs/07b_intervals.ipynb #303a900a
+# %% ../nbs/07b_intervals.ipynb #0be13139
 KINDS = ("pairs", "stratified", "residual", "wild")
 
 def _redraw(
@@ -348,8 +352,8 @@ def _redraw(
     if kind == "residual":
         if clustered:
             raise ValueError("The residuals of a cluster cannot be dealt out one by one. Use 'wild' or 'pairs'.")
-        S = np.sqrt(runs.w)[:, None] * runs.J
-        h = ((S @ np.linalg.pinv(S.T @ S)) * S).sum(1).clip(0, .95)
+        S, M = _scaled(runs.J[:, runs.free], runs.w)
+        h = ((S @ M) * S).sum(1).clip(0, .95)
         return keep, (np.sqrt(runs.w / (1 - h)) * runs.r)[rng.integers(0, U, (n, U))] / np.sqrt(runs.w)
     _, stratum, size = np.unique(runs.budget, return_inverse=True, return_counts=True)
     for s in np.flatnonzero(size >= 5):

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from scaling_nb.allocation import regret_band
-from scaling_nb.doubts import agreement, coupling_test, doubts, exclusion_path, influence, leave_future_out, window_path
+from scaling_nb.doubts import _future_doubts, agreement, coupling_test, doubts, exclusion_path, influence, leave_future_out, window_path
+from scaling_nb.engine import refit
 from scaling_nb.fitting import FitStatus, fit_law
+from scaling_nb.isoflop import fit_isoflop
 from scaling_nb.laws import ChinchillaLaw, CoupledLaw, Form, sci_format, si_format
 
 TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
@@ -329,10 +331,59 @@ def test_other_forms_are_asked_too():
         influence(fit)
 
 
-def test_a_forecast_without_a_z_is_not_called_sure():
-    from test_allocation import bent
-    from test_fitting import sweep as iso_sweep
-    N, D, L, C = iso_sweep(K=6, sigma=.002)
-    fit = fit_law(N, D, bent(N, D, .5) * (1 + .004 * np.log(C / C.min())), law="coupled")
-    said = "\n".join(fit.doubts())
-    assert "nan" not in said and "compare law='coupled'" not in said
+@pytest.mark.parametrize("how, sign", [(dict(groups=np.repeat(np.arange(5), 7)), 1), (dict(law="coupled"), -1)])
+def test_a_forecast_without_a_z_is_not_called_sure(how, sign):
+    N, D, L, C = sweep()
+    fit = fit_law(N, D, L + sign * .02 * np.log10(C / C.min()) ** 2, **how)
+    frame = leave_future_out(fit)
+    assert (frame.light == "red").any() and frame.z.isna().all()
+    (severity, said), = _future_doubts(fit, 1e19, frame)
+    assert severity == 7 and "not known" in said and "nan" not in said and "compare law=" not in said
+
+
+def test_the_corrected_line_keeps_the_planned_budgets():
+    N, D, _, C = sweep(wide=4)
+    C = C * np.exp(.25 * np.random.default_rng(1).uniform(-1, 1, len(C)))  # budgets that were missed by up to a quarter
+    D, planned = C / (6 * N), np.repeat(1e18 * 10 ** (-np.arange(5)[::-1] / 2), 7)
+    L = TRUTH.loss(N, D) * np.exp(.0005 * np.random.default_rng(2).standard_normal(len(N)))
+    fit = fit_law(N, D, L, C=C, budget=planned, mock=True)
+    row = agreement(fit, 1e19, forms=False).set_index("method").loc["IsoFLOP line, bias removed"]
+    asked, unplanned = (fit_isoflop(N, C, L, D=D, correct_bias=fit.law, budget=b) for b in (planned, None))
+    assert row.a == pytest.approx(asked.a, rel=1e-9) and abs(unplanned.a - asked.a) > .003
+
+
+def astray(monkeypatch, **marks):
+    "Replicates that stopped short, and say so"
+    def stopped(fit, W, *args):
+        return refit(fit, W, *args).assign(alpha=lambda v: v.alpha + .05, **marks)
+    monkeypatch.setattr("scaling_nb.doubts.refit", stopped)
+
+
+@pytest.mark.parametrize("marks", [dict(decrement=1e-3), dict(at_bound=True)])
+def test_replicates_that_did_not_converge_are_fitted_again(monkeypatch, marks):
+    fit = fit_law(*sweep(K=4, M=5)[:3])
+    window, one = window_path(fit), influence(fit, 1e19)
+    astray(monkeypatch, **marks)
+    assert window_path(fit).a.to_numpy() == pytest.approx(window.a.to_numpy(), abs=1e-5)
+    assert influence(fit, 1e19).set_index("row").d_ln_N.sort_index().to_numpy() == pytest.approx(one.set_index("row").d_ln_N.sort_index().to_numpy(), abs=1e-5)
+
+
+def test_influence_on_a_fit_without_a_floor_is_exact():
+    N, D, L, _ = sweep(ChinchillaLaw(0, 406.4, 410.7, .34, .28), sigma=.01, K=4, M=5)
+    fit = next(f for f in (fit_law(N, D, L * np.exp(.003 * np.random.default_rng(s).standard_normal(20))) for s in range(9)) if f.at_bounds == ("E",))
+    frame = influence(fit, 1e19).set_index("row")
+    for i in (0, 7, 13, 19):
+        part = fit_law(*(np.delete(v, i) for v in (N, D, fit.L)), delta=fit.delta).law
+        assert frame.d_ln_N[i] == pytest.approx(math.log(part.optimum(1e19)[0] / fit.law.optimum(1e19)[0]), abs=1e-5)
+
+
+def test_thousands_of_runs_are_not_left_out_one_by_one(monkeypatch):
+    sizes = []
+    monkeypatch.setattr("scaling_nb.doubts.refit", lambda fit, W, *a: sizes.append(len(W)) or refit(fit, W, *a))
+    fit = fit_law(*sweep(K=5, M=121)[:3])
+    assert len(influence(fit)) == 605 and sum(sizes) == 605 and max(sizes) <= 500
+    asked = []
+    monkeypatch.setattr("scaling_nb.doubts.influence", lambda fit, C: asked.append(fit.n) or influence(fit, C))
+    doubts(swept())
+    doubts(fit_law(*sweep(K=4, M=376)[:3], loss="log_mse"))
+    assert asked == [35]
