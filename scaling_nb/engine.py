@@ -71,9 +71,9 @@ def _objective(
     "Sum over runs of w * Huber(y - prediction)"
     return (w * _huber((problem.y if y is None else y) - problem.predict(theta), delta)).sum(-1)
 
-# %% ../nbs/06a_engine.ipynb #5bd58809
+# %% ../nbs/06a_engine.ipynb #308e72f5
 def _pieces(problem, theta, w, delta, y):
-    "Objective (S,), pull w psi and slope w psi', and the derivatives by E, ln u and ln v, each broadcasting to (S, R)"
+    "Objective (S,), residuals, pull w psi and slope w psi', and the derivatives by E, ln u and ln v, each broadcasting to (S, R)"
     e, u, v = _terms(theta, problem.x, problem.z)
     total = e + u + v
     if problem.raw:
@@ -83,13 +83,13 @@ def _pieces(problem, theta, w, delta, y):
         u, v, r = u * one, v * one, (problem.y if y is None else y) - np.log(total)
     psi = np.clip(r, -delta, delta)
     pull = w * psi
-    return (pull * (r - .5 * psi)).sum(-1), pull, w * (psi == r), one, u, v
+    return (pull * (r - .5 * psi)).sum(-1), r, pull, w * (psi == r), one, u, v
 
 _UPPER_HALF = np.triu_indices(5, 1)
 
 def _moments(slope, pull, one, u, v, basis):
     "The symmetric matrix sum(slope J J^T - pull d2T), (5, 5, S), by moments"
-    _, x1, z1, xz = basis
+    x1, z1, xz = basis
     su, sv = slope * u, slope * v
     H = np.empty((5, 5, len(slope)))
     H[0, 0] = (slope * one * one).sum(-1) if one.size > 1 else slope.sum(-1)
@@ -104,24 +104,23 @@ def _moments(slope, pull, one, u, v, basis):
 
 def _basis(problem):
     x, z, one = problem.x, problem.z, np.ones_like(problem.x)
-    return one, np.stack([one, x, x * x], 1), np.stack([one, z, z * z], 1), np.stack([one, x, z, x * z], 1)
+    return np.stack([one, x, x * x], 1), np.stack([one, z, z * z], 1), np.stack([one, x, z, x * z], 1)
 
-# %% ../nbs/06a_engine.ipynb #b2c069a6
+# %% ../nbs/06a_engine.ipynb #318e5463
 def _derivatives(problem, theta, w, delta, y=None, basis=None):
     "Objective (S,), gradient (5, S), Hessian (5, 5, S)"
     basis = basis or _basis(problem)
-    f, pull, slope, one, u, v = _pieces(problem, theta, w, delta, y)
+    f, _, pull, slope, one, u, v = _pieces(problem, theta, w, delta, y)
     g = np.empty((5, len(theta)))
     g[0] = -(pull * one).sum(-1)
     pu, pv = pull * u, pull * v
-    g[1], g[3] = (pu @ basis[1][:, :2]).T * [[-1], [1]]
-    g[2], g[4] = (pv @ basis[2][:, :2]).T * [[-1], [1]]
+    g[1], g[3] = (pu @ basis[0][:, :2]).T * [[-1], [1]]
+    g[2], g[4] = (pv @ basis[1][:, :2]).T * [[-1], [1]]
     return f, g, _moments(slope if problem.raw else slope + pull, pull, one, u, v, basis)
 
 def _metric(problem, theta, w, delta, y=None, basis=None):
     "The weights of iteratively reweighted least squares make a matrix that is always positive: (5, 5, S)"
-    _, pull, _, one, u, v = _pieces(problem, theta, w, delta, y)
-    r = (problem.y if y is None else y) - problem.predict(theta)
+    _, r, _, _, one, u, v = _pieces(problem, theta, w, delta, y)
     return _moments(w * np.minimum(1, delta / np.maximum(np.abs(r), 1e-300)), 0., one, u, v, basis or _basis(problem))
 
 # %% ../nbs/06a_engine.ipynb #078c4e95

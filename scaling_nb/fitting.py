@@ -129,9 +129,21 @@ def _no_signal(y, w, delta, value, n, params=5) -> bool:
     centre = minimize_scalar(lambda c: float((w * _huber(y - c, delta)).sum()), bounds=(y.min(), y.max()), method="bounded").fun
     return n > params and (centre - value) / (params - 1) < fdtri(params - 1, n - params, .99) * value / (n - params)
 
-# %% ../nbs/07_fitting.ipynb #3c04f641
+# %% ../nbs/07_fitting.ipynb #1e1ada58
+def _blind(N, D, y, w, delta, value, n, params=5):
+    "Why these runs cannot identify a law, as a sentence; None if they can"
+    if problem := _shape_problem(np.log(N), np.log(D)):
+        return problem
+    return "no scaling signal: the law explains these losses no better than a constant does." if _no_signal(y, w, delta, value, n, params) else None
+
+# %% ../nbs/07_fitting.ipynb #8d9673a9
 MOCK = "mock: losses drawn from a known law, not measured"
 LOSSES = dict(huber="sum of Huber's loss on log residuals", log_mse="mean squared log residual", mse="mean squared residual, nats^2")
+
+def _far_off(r) -> np.ndarray:
+    "(R,) bool: residuals beyond 10 median absolute deviations"
+    off = np.abs(r - np.median(r))
+    return off > 10 * max(float(np.median(off)), 2e-5)
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
@@ -164,8 +176,7 @@ class FitResult:
     @property
     def outliers(self) -> np.ndarray:
         "(R,) bool: log residuals beyond 10 median absolute deviations; none with under 10 runs, which cannot tell"
-        r = np.abs(self.residuals - np.median(self.residuals))
-        return r > (10 * max(float(np.median(r)), 2e-5) if self.n >= 10 else math.inf)
+        return _far_off(self.residuals) if self.n >= 10 else np.zeros(len(self.residuals), bool)
 
     @property
     def rows(self) -> np.ndarray:
@@ -276,14 +287,17 @@ def _judge(n, params, decrement, condition, at_bounds, problem):
         return S.TOO_FEW_RUNS, f"{n} runs for {params} parameters: the law passes through all of them and no interval can be had." + poor
     return S.CONVERGED, f"{n} runs." + poor
 
-# %% ../nbs/07_fitting.ipynb #85653c3e
+# %% ../nbs/07_fitting.ipynb #739d4ca3
 def _far_rows(N, D, L, w) -> np.ndarray:
     "Runs beyond 10 median deviations of the robust fit, if they hold most of the squares about it; else none"
     problem = SurfaceProblem.of(N, D, L)
     r = problem.y - problem.predict(solve_surface(problem, w, "auto")[0][None])[0]
-    off = np.abs(r - np.median(r))
-    far = off > 10 * max(float(np.median(off)), 2e-5)
+    far = _far_off(r)
     return np.flatnonzero(far) if (w * r ** 2)[far].sum() > .5 * (w * r ** 2).sum() else np.empty(0, int)
+
+def _law_at(problem, theta) -> ChinchillaLaw:
+    "Out of the coordinates of the solver; theta (5,)"
+    return ChinchillaLaw(*(float(p[0]) for p in problem.params(theta[None])))
 
 def _solved_surface(N, D, L, w, loss, delta, n):
     "What FitResult needs to know of the best Chinchilla surface"
@@ -291,10 +305,8 @@ def _solved_surface(N, D, L, w, loss, delta, n):
     theta, value, values, delta = solve_surface(problem, w, delta if loss == "huber" else _BIG)
     decrement = float(_decrement(problem, theta[None], w[None], delta)[0])
     on = (theta <= problem.lower + 1e-9) | (theta >= problem.upper - 1e-9)
-    law = ChinchillaLaw(*(float(p[0]) for p in problem.params(theta[None])))
-    blind = _shape_problem(np.log(N), np.log(D))
-    if not blind and _no_signal(problem.y, w, delta, value, n):
-        blind = "no scaling signal: the law explains these losses no better than a constant does."
+    law = _law_at(problem, theta)
+    blind = _blind(N, D, problem.y, w, delta, value, n)
     best = min(value, values.min())
     share = float(np.mean(values <= best * (1 + 1e-6) + 1e-22 * w.sum()))
     return law, value * (problem.scale ** 2 if loss == "mse" else 1), share, decrement, _condition(_surface_jacobian(problem, theta)), ("E", "A", "B", "alpha", "beta"), on, delta, blind
@@ -331,7 +343,7 @@ def _form_solve(
     best = solve(min(ends, key=lambda s: s.cost).x, delta, 200, "3-point")
     return best, np.array([ends[k].cost for k in place[:len(starts)]]), float(delta)
 
-# %% ../nbs/07_fitting.ipynb #138daaa2
+# %% ../nbs/07_fitting.ipynb #e5c8434a
 def _solved_form(law_of, starts, lower, upper, names, N, D, L, w, loss, delta, n):
     "What FitResult needs to know of the best law `law_of(p)` by SciPy; every prediction that is not positive is a residual of 1000"
     scale, lower, upper = math.exp(np.log(L).mean()), np.asarray(lower, float), np.asarray(upper, float)
@@ -349,9 +361,7 @@ def _solved_form(law_of, starts, lower, upper, names, N, D, L, w, loss, delta, n
     gain = float(g @ np.linalg.lstsq(J.T @ J, g, rcond=1e-14)[0]) if len(g) else 0.
     decrement = 0. if 2 * best.cost / w.sum() <= 1e-20 else .5 * gain / best.cost
     share = float(np.mean(values <= best.cost * (1 + 1e-6) + 1e-22 * w.sum()))
-    blind = _shape_problem(np.log(N), np.log(D))
-    if not blind and _no_signal(y, w, delta, best.cost, n, len(names)):
-        blind = "no scaling signal: the law explains these losses no better than a constant does."
+    blind = _blind(N, D, y, w, delta, best.cost, n, len(names))
     return law_of(best.x), best.cost * total * (scale ** 2 if loss == "mse" else 1), share, decrement, _condition(best.jac), names, on, delta, blind
 
 # %% ../nbs/07_fitting.ipynb #2010ac51
@@ -397,7 +407,7 @@ def _own_setup(form: Form, seed, n=24):
         starts = np.where(wide, np.exp(np.minimum(starts, 700)), starts)
     return lambda p: FormLaw(form, tuple(p)), starts, lower, upper, tuple(form.names)
 
-# %% ../nbs/07_fitting.ipynb #5294e4ed
+# %% ../nbs/07_fitting.ipynb #8a765a75
 def _checked_runs(columns, excluded, loss, delta):
     "The columns of a fit as float arrays, and how many distinct runs; or a ValueError"
     if loss not in LOSSES:
@@ -418,7 +428,7 @@ def _first_guess(N, D, L, w, loss) -> ChinchillaLaw:
     "The Chinchilla surface, as a start for its relatives"
     problem = SurfaceProblem.of(N, D, L, loss == "mse")
     theta = solve_surface(problem, w, "auto" if loss == "huber" else _BIG)[0]
-    return ChinchillaLaw(*(float(p[0]) for p in problem.params(theta[None])))
+    return _law_at(problem, theta)
 
 def _solver_of(law, unique, seed):
     "Form name, number of parameters, and solve(N, D, L, w, loss, delta, n) -> tuple"

@@ -58,7 +58,7 @@ def _parameters(theta, mean):
     E, a, b, alpha, beta = np.asarray(theta, float).T
     return E, np.exp(a + alpha * mean[0]), np.exp(b + beta * mean[1]), alpha, beta
 
-# %% ../nbs/07b_intervals.ipynb #df534a2f
+# %% ../nbs/07b_intervals.ipynb #acd0d6f1
 def _runs_of(fit) -> _Runs:
     "A surface fit, linearised at its optimum"
     if fit.law is None:
@@ -73,9 +73,8 @@ def _runs_of(fit) -> _Runs:
     free = np.array([name not in fit.at_bounds for name in ("E", "A", "B", "alpha", "beta")])
     x, z, y = np.log(N) - mean[0], np.log(D) - mean[1], L if raw else np.log(L)
     value, J = (v[0] for v in _predict(theta[None], x, z, raw))
-    groups, budget = getattr(fit, "groups", None), getattr(fit, "budget", None)
-    cluster = np.arange(len(first)) if groups is None else np.unique(np.asarray(groups)[first], return_inverse=True)[1].ravel()
-    budget = budget_groups(fit.C) if budget is None else np.asarray(budget)
+    cluster = np.arange(len(first)) if fit.groups is None else np.unique(fit.groups[first], return_inverse=True)[1].ravel()
+    budget = budget_groups(fit.C) if fit.budget is None else fit.budget
     return _Runs(theta=theta, free=free, mean=mean, x=x, z=z, y=y, raw=raw, w=np.bincount(row, fit.weights), r=y - value, J=J * free,
                  delta=math.inf if raw else float(fit.delta), cluster=cluster, budget=budget[first], row=row)
 

@@ -1,11 +1,11 @@
 """A sound sweep has little to confess; a sick one names its illness first; the published windows of Chinchilla's runs come out."""
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_fitting import chinchilla
 
 from scaling_nb.allocation import regret_band
 from scaling_nb.doubts import _future_doubts, agreement, coupling_test, doubts, exclusion_path, influence, leave_future_out, window_path
@@ -16,7 +16,6 @@ from scaling_nb.laws import ChinchillaLaw, CoupledLaw, Form, sci_format, si_form
 
 TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
 UNEVEN = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.465, beta=.155)
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def sweep(law=TRUTH, top=1e18, K=5, M=7, wide=8, sigma=.005, seed=0):
@@ -34,15 +33,6 @@ def swept(**kw):
 
 def bad_news(fit, C=None):
     return [s for s in doubts(fit, C) if not s.startswith("Good news")]
-
-
-def chinchilla(drop=5):
-    path = DATA / "chinchilla_figure4.csv"
-    if not path.exists():
-        pytest.skip("chinchilla_figure4.csv is not beside this checkout")
-    frame = pd.read_csv(path, comment="#").sort_values("loss")
-    frame = frame[:len(frame) - drop].sort_index()
-    return [v.to_numpy() for v in (frame.params, frame.train_flops / (6 * frame.params), frame.loss)]
 
 
 # Chinchilla's own runs
