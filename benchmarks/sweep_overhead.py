@@ -33,7 +33,7 @@ def main(runs=40, workers=2):
     for what in ("cold", "warm"):
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            runs_ = run_sweep(problem, SweepPlan(specs), Recipe(batch_size=10, base_width=None), storage=folder, resources=Resources(workers=workers), view=False)
+            runs_ = run_sweep(problem, SweepPlan(specs), Recipe(batch_size=10, base_width=None), storage=folder, resources=Resources(slots=workers), view=False)
             wall = time.monotonic() - start
             per_run = sum(runs_.frame.wall_s)
             print(f"{what} Ray: wall {wall:.1f} s, work / workers {work:.1f} s, ratio {wall / work:.2f}; inside the runs {per_run / workers / work:.2f}")

@@ -8,9 +8,10 @@ from importlib import import_module as _import_module
 _NAMES = {
     "contracts": "Problem check_problem",
     "flops": "ParamCounts count_params flops_per_token measure_cost mfu transformer_flops",
+    "recipes": "Recipe Settings resolve",
     "sweep": "RunSpec SweepPlan plan_sweep",
     "records": "RunRecord RunState Storage open_storage read_runs runs_frame",
-    "training": "MockLaw Recipe Trainer train_run",
+    "training": "MockLaw Trainer train_run",
     "scheduling": "Resources Sweep run_sweep",
     "laws": "ChinchillaLaw CoupledLaw DataConstrainedLaw Form FormLaw IsoFlopParabola KaplanLaw PowerLaw inference_optimal overtrained",
     "fitting": "FitResult FitStatus fit_law fit_power_law",

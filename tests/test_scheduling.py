@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from problems import MLP, Bomb, mlp_problem, xy
 
+from scaling_nb.recipes import Recipe
 from scaling_nb.records import StorageMismatch, open_storage
-from scaling_nb.scheduling import Resources, Runner, longest_first, run_sweep, start_ray
+from scaling_nb.scheduling import Resources, Runner, StopRequest, longest_first, run_sweep, start_ray
 from scaling_nb.sweep import RunSpec, plan_sweep
-from scaling_nb.training import MockLaw, Recipe, train_run
+from scaling_nb.training import MockLaw, train_run
 
 RECIPE = Recipe(batch_size=64)
-TWO = Resources(workers=2)
+TWO = Resources(slots=2)
 SAME = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason", "mock", "recipe"]
 
 
@@ -163,7 +164,7 @@ DRIVER = textwrap.dedent("""
     from problems import MLP, mlp_problem
     from scaling_nb.sweep import plan_sweep
     from scaling_nb.scheduling import Resources, run_sweep
-    from scaling_nb.training import Recipe
+    from scaling_nb.recipes import Recipe
     class Slow(MLP):
         def forward(self, x):
             if self.training: time.sleep(.002)
@@ -171,7 +172,7 @@ DRIVER = textwrap.dedent("""
     if __name__ == "__main__":
         problem = mlp_problem(model=Slow)
         plan = plan_sweep(problem, [5e7, 1e8], sizes=[8, 12, 16, 24], speed=None)
-        print(run_sweep(problem, plan, Recipe(batch_size=32), storage=sys.argv[1], resources=Resources(workers=2), view=False, checkpoint_s=.5))
+        print(run_sweep(problem, plan, Recipe(batch_size=32), storage=sys.argv[1], resources=Resources(slots=2), view=False, checkpoint_s=.5))
 """)
 
 
@@ -245,12 +246,13 @@ def test_the_lazy_module_loads_the_real_one(tmp_path):
 
 def test_a_request_to_stop_names_its_session(tmp_path):
     "A request to stop names its session: one left over from a dead driver stops nobody."
-    r = Runner(mlp_problem(), open_storage(tmp_path), "mine")
-    open_storage(tmp_path).write_json("", "stop.json", dict(session="other"))
-    assert not r.stop_asked()
-    r.asked = 0.0
-    open_storage(tmp_path).write_json("", "stop.json", dict(session="mine"))
-    assert r.stop_asked()
+    storage = open_storage(tmp_path)
+    asked = StopRequest(storage, "mine")
+    storage.write_json("", "stop.json", dict(session="other"))
+    assert not asked()
+    asked.asked = 0.0
+    storage.write_json("", "stop.json", dict(session="mine"))
+    assert asked()
 
 
 @pytest.mark.ray

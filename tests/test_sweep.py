@@ -96,7 +96,7 @@ def test_large_models_are_planned_without_memory():
 def test_speed_and_time():
     p = lm_problem()
     assert measure_speed(p, 32, seconds=.05) > 1e5
-    assert plan_sweep(p, [1e8], speed=1e6, workers=2).seconds > 1
+    assert plan_sweep(p, [1e8], speed=1e6, slots=2).seconds > 1
 
 
 def test_spec_refuses_nonsense():
