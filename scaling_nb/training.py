@@ -181,7 +181,7 @@ class _Streamed:
         self.position += len(targets)
         return inputs, targets
 
-# %% ../nbs/04_training.ipynb #21e734a5
+# %% ../nbs/04_training.ipynb #93efa040
 class Diverged(RuntimeError):
     "The loss is no longer a number, or has left for good."
 
@@ -189,7 +189,7 @@ BLOCK = 50   # steps between two looks
 
 class DivergenceWatch:
     "Sees whether one run's loss or gradient has exploded. Its numbers are part of a checkpoint, so that a resumed run decides alike."
-    def __init__(self): self.first = self.best = self.norm = None; self.blocks = self.bad = 0
+    def __init__(self): self.first = self.level = self.best = self.norm = None; self.blocks = self.bad = 0
 
     def update(self,
         loss: float,  # Mean training loss of the block
@@ -197,10 +197,11 @@ class DivergenceWatch:
     ) -> str:         # Why to give up; "" to go on
         "Look at one block of steps."
         self.blocks += 1
-        if self.first is None: self.first = self.best = loss
-        spike = loss > max(self.best + .5*abs(self.best), self.best + .25*(self.first - self.best)) and self.blocks > 1
+        if self.first is None: self.first = self.level = self.best = loss
+        spike = loss > max(self.best + .5*abs(self.best), self.best + .25*(self.first - self.best))
         burst = self.norm is not None and self.blocks > 10 and norm > 100*self.norm
-        self.best = min(self.best, loss)
+        self.level = .8*self.level + .2*loss                       # its minimum is not the luck of a single block
+        self.best = min(self.best, self.level)
         if norm > 0 and not burst: self.norm = norm if self.norm is None else self.norm**.9*norm**.1
         self.bad = self.bad + 1 if spike or burst else 0
         if self.bad < max(2, .02*self.blocks): return ""
@@ -675,10 +676,14 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
         if first: storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
         if isinstance(e, KeyboardInterrupt): raise
     except Exception as e:   # whatever the user's code raises, it is this run that failed, and the sweep goes on
-        storage.write_json(key, "failure.json", _failure(e, t, spec, a, wall()))
+        if world == 1 or not _lost_peer(e): storage.write_json(key, "failure.json", _failure(e, t, spec, a, wall()))
         if world > 1: raise
     finally:
         if metrics: metrics.close()
+
+def _lost_peer(e: BaseException) -> bool:
+    "Did this process only notice that another one is gone?"
+    return isinstance(e, torch.distributed.DistError) or isinstance(e, RuntimeError) and any(s in str(e) for s in ("gloo", "NCCL"))
 
 def _failure(e, t, spec, a, wall_s) -> dict:
     "Content of failure.json."

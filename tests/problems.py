@@ -1,4 +1,9 @@
 """Small problems that many tests train."""
+import random
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,3 +62,43 @@ def lm_problem(windows=4000, T=16, **kw):
     g = torch.Generator().manual_seed(1)
     steps = torch.randint(1, 4, (windows, T + 1), generator=g).cumsum(1) % 16
     return Problem(**{**dict(model=TinyLM, size_param="width", data=(steps[:, :-1].contiguous(), steps[:, 1:].contiguous()), loss_fn=lm_loss), **kw})
+
+
+class Killed(BaseException):
+    "Ends a run as a power cut would: nothing of ours catches it."
+
+
+_KILL = SimpleNamespace(steps=None)   # no plain data: a fingerprint would see it change
+
+
+@contextmanager
+def killed_at(n):
+    "The n-th training step from here is the last."
+    _KILL.steps = n
+    try:
+        yield
+    finally:
+        _KILL.steps = None
+
+
+class Noisy(MLP):
+    "Draws from all three generators while it trains, and can be killed in the middle of a step."
+
+    def counted(self, x):
+        if self.training and _KILL.steps is not None:
+            _KILL.steps -= 1
+            if _KILL.steps <= 0:
+                raise Killed
+        return x
+
+    def forward(self, x):
+        x = self.counted(x)
+        if self.training:
+            x = x + 0.1 * torch.randn_like(x) + 0.1 * float(np.random.randn()) + 0.1 * random.random()
+        return nn.functional.dropout(super().forward(x), 0.2, self.training)
+
+
+def curve(where, run_id):
+    "Step -> what a run's metrics say, but for the clock and the attempt."
+    from scaling_nb.records import open_storage
+    return {m["step"]: (m["tokens"], m["loss"], m["lr"]) for m in open_storage(where).metrics(run_id)}

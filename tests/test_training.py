@@ -5,14 +5,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from problems import MLP, Bomb, TinyLM, lm_problem, mlp_problem, xy
+from problems import MLP, Bomb, Killed, Noisy, TinyLM, curve, killed_at, lm_problem, mlp_problem, xy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from scaling_nb.flops import measure_cost
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import StorageMismatch, open_storage
 from scaling_nb.sweep import RunSpec, plan_sweep
-from scaling_nb.training import MockLaw, Trainer, train_run, width_scales
+from scaling_nb.training import DivergenceWatch, MockLaw, Trainer, _Indexed, micro_batch_for, train_run, width_scales
 from scaling_nb.zoo.gpt import GPT
 
 
@@ -103,13 +104,6 @@ def test_epochs_visit_every_sample_once():
     assert torch.equal(a, xy(50)[0][index[44:56]])
 
 
-class Noisy(MLP):
-    "Draws from all three generators while it trains."
-    def forward(self, x):
-        if self.training: x = x + .1*torch.randn_like(x) + .1*float(np.random.randn()) + .1*random.random()
-        return nn.functional.dropout(super().forward(x), .2, self.training)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", lambda p: torch.optim.SGD(p, lr=0.01, momentum=.9)], ids=["adamw", "sgd"])
 def test_killed_and_resumed_is_bitwise_the_same(optimizer, tmp_path):
     problem, recipe = mlp_problem(model=Noisy), Recipe(batch_size=32, optimizer=optimizer)
@@ -120,8 +114,7 @@ def test_killed_and_resumed_is_bitwise_the_same(optimizer, tmp_path):
     assert train_run(problem, spec(), recipe, storage=tmp_path/"cut", should_stop=lambda: next(calls) == 300).state == "STOPPED"
     done = train_run(problem, spec(), recipe, storage=tmp_path/"cut")
     assert (done.state, done.attempt, done.loss, done.D) == ("SUCCEEDED", 3, whole.loss, whole.D)
-    curve = lambda d: {m["step"]: m["lr"] for m in open_storage(tmp_path/d).metrics(done.run_id)}
-    assert curve("whole") == curve("cut")
+    assert curve(tmp_path/"whole", done.run_id) == curve(tmp_path/"cut", done.run_id)
     assert not (tmp_path/"cut"/done.run_id/"checkpoint").exists()
 
 
@@ -315,3 +308,261 @@ def test_width_scales_at_the_top_of_a_ladder():
 
 def test_numpy_integers_are_integers():
     assert Recipe(batch_size=np.int64(8)) == Recipe(batch_size=8) and Recipe(batch_size=np.int64(8)).plain() == Recipe(batch_size=8).plain()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_ten_random_points_gives_the_same_curve(seed, tmp_path):
+    "Bitwise, every line of it: model, optimizer, data, random numbers, the watch and the half-written line all come back."
+    places, recipe = random.Random(seed), Recipe(batch_size=((0, 8), (4000, 32)), eval_last=3)
+    whole = train_run(mlp_problem(model=Noisy), spec(), recipe, storage=tmp_path/"whole")
+    kills = 0
+    for _ in range(10):
+        with killed_at(places.randrange(1, 150)):
+            try: train_run(mlp_problem(model=Noisy), spec(), recipe, storage=tmp_path/"cut", checkpoint_steps=places.choice([3, 10, 50]))
+            except Killed: kills += 1
+    cut = train_run(mlp_problem(model=Noisy), spec(), recipe, storage=tmp_path/"cut")
+    assert kills == 10 and cut.attempt == 11 and (cut.loss, cut.loss_std, cut.D) == (whole.loss, whole.loss_std, whole.D)
+    assert curve(tmp_path/"whole", whole.run_id) == curve(tmp_path/"cut", whole.run_id)
+    assert len(curve(tmp_path/"cut", whole.run_id)) > 150
+
+
+class TestTrunks:
+    HORIZONS = [1000, 2000, 4000, 8000, 16_000]
+    RECIPE = Recipe(batch_size=((0, 8), (3000, 16)), warmup=200)
+
+    def spread(self, tmp_path, recipe=RECIPE, model=Noisy):
+        runs = [spec(D=D) for D in self.HORIZONS]
+        trunk = train_run(mlp_problem(model=model), runs[-1], recipe, storage=tmp_path, branches=tuple(runs[:-1]))
+        return [train_run(mlp_problem(model=model), r, recipe, storage=tmp_path) for r in runs[:-1]] + [trunk]
+
+    def test_losses_are_those_of_separate_runs_at_61_percent_of_the_flops(self, tmp_path):
+        branches = self.spread(tmp_path)
+        alone = [train_run(mlp_problem(model=Noisy), spec(D=D), self.RECIPE) for D in self.HORIZONS]
+        assert [(r.loss, r.loss_std, r.D) for r in branches] == [(r.loss, r.loss_std, r.D) for r in alone]     # bitwise
+        assert sum(r.flops_measured for r in branches)/sum(r.flops_measured for r in alone) < .62
+        assert len({r.group for r in branches + alone}) == 1 and all(r.attempt == 1 for r in branches)
+
+    def test_the_curve_of_a_branch_is_whole(self, tmp_path):
+        first = self.spread(tmp_path)[0]
+        rows = open_storage(tmp_path).metrics(first.run_id)
+        assert rows[0]["tokens"] < 250 and rows[-1]["tokens"] == 1000 and [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+
+    def test_a_trunk_that_was_killed_leaves_the_same_branches(self, tmp_path):
+        runs = [spec(D=D) for D in self.HORIZONS]
+        for place in (60, 400, 500):
+            with killed_at(place):
+                try: train_run(mlp_problem(model=Noisy), runs[-1], self.RECIPE, storage=tmp_path/"cut", branches=tuple(runs[:-1]), checkpoint_steps=40)
+                except Killed: pass
+        cut, whole = self.spread(tmp_path/"cut"), self.spread(tmp_path/"whole")
+        assert [r.loss for r in cut] == [r.loss for r in whole]
+
+    def test_a_branch_that_has_begun_or_ended_is_left_alone(self, tmp_path):
+        short = train_run(mlp_problem(model=Noisy), spec(D=2000), self.RECIPE, storage=tmp_path)
+        files = {p: p.read_bytes() for p in (tmp_path/short.run_id).iterdir()}
+        self.spread(tmp_path)
+        assert files == {p: p.read_bytes() for p in (tmp_path/short.run_id).iterdir()}
+
+    @pytest.mark.parametrize("recipe", [Recipe(decay_shape="1-sqrt", batch_size=16, warmup=0), Recipe(batch_size=16, warmup=0, decay=0.), Recipe(lr="auto", warmup=300)], ids=["1-sqrt", "no decay", "auto"])
+    def test_any_recipe_that_shares_is_exact(self, recipe, tmp_path):
+        branches = self.spread(tmp_path, recipe)
+        assert [r.loss for r in branches] == [train_run(mlp_problem(model=Noisy), spec(D=D), recipe).loss for D in self.HORIZONS]
+
+    def test_a_trunk_at_half_the_rate_leaves_nothing(self, tmp_path):
+        "Its branches would carry a rate that is not theirs."
+        t = train_run(mlp_problem(model=Fragile), spec(D=16_000), WILD, storage=tmp_path, branches=(spec(D=15_000),))
+        assert t.reason.startswith("at half") and len(list(tmp_path.glob("*/checkpoint"))) == 0
+
+
+class Fragile(MLP):
+    "Gives NaN where its weights have moved too far, as they do at a high rate and not at half of it."
+    def forward(self, x): return super().forward(x)/(self.layers[4].bias.abs().max() < .53)
+
+
+WILD = Recipe(batch_size=64, optimizer=lambda p: torch.optim.SGD(p, lr=1.), retry_diverged=True, clip=None)
+
+
+class TestDivergence:
+    def test_one_retry_at_half_the_rate_is_marked(self, tmp_path):
+        r = train_run(mlp_problem(model=Fragile), spec(), WILD, storage=tmp_path)
+        assert r.state == "SUCCEEDED" and r.attempt == 2 and r.reason.startswith("at half the learning rate, after the training loss became nan at step")
+        assert max(m["lr"] for m in open_storage(tmp_path).metrics(r.run_id) if m["attempt"] == 2) == .5
+
+    def test_without_asking_there_is_none(self):
+        from dataclasses import replace
+        r = train_run(mlp_problem(model=Fragile), spec(), replace(WILD, retry_diverged=False))
+        assert r.state == "FAILED" and r.attempt == 1
+
+    def test_a_second_failure_is_final(self, tmp_path):
+        class Hopeless(MLP):
+            def forward(self, x): return super().forward(x)/(self.layers[4].bias.abs().max() < .1)
+        r = train_run(mlp_problem(model=Hopeless), spec(), WILD, storage=tmp_path)
+        assert r.state == "FAILED" and r.attempt == 2 and r.reason.startswith("at half the learning rate too: the training loss became nan")
+
+    def test_a_retry_that_is_killed_goes_on_at_half_the_rate(self, tmp_path):
+        whole = train_run(mlp_problem(model=Fragile), spec(), WILD, storage=tmp_path/"whole")
+        class FragileAndKilled(Noisy, Fragile): pass
+        FragileAndKilled.forward = lambda self, x: Fragile.forward(self, Noisy.counted(self, x))
+        problem = mlp_problem(model=FragileAndKilled)
+        with killed_at(250), pytest.raises(Killed): train_run(problem, spec(), WILD, storage=tmp_path/"cut", checkpoint_steps=20)
+        assert open_storage(tmp_path/"cut").read_json(open_storage(tmp_path/"cut").runs()[0], "attempt.json")["lr_scale"] == .5
+        assert train_run(problem, spec(), WILD, storage=tmp_path/"cut").loss == whole.loss
+
+    def test_a_spike_that_stays_ends_the_run(self):
+        class Leaves(MLP):
+            steps = 0
+            def forward(self, x):
+                self.steps += self.training
+                return super().forward(x)*(-50. if self.steps > 400 else 1.)
+        r = train_run(mlp_problem(model=Leaves), spec(D=64_000), Recipe(batch_size=64, optimizer=lambda p: torch.optim.SGD(p, lr=1e-2)))
+        assert r.state == "FAILED" and "the training loss rose to" in r.reason and int(r.reason.split(" by step ")[1].split(",")[0]) <= 550
+
+    def test_the_watch_bears_noise_and_forgives_a_spike(self):
+        g = np.random.default_rng(0)
+        for level in (4.8, .03):
+            watch = DivergenceWatch()
+            losses = level*(1 + np.arange(2000))**-.1*(1 + .1*g.standard_normal(2000))
+            losses[500] *= 4                                    # one block of fifty steps
+            assert not any(watch.update(x, math.exp(g.standard_normal())) for x in losses)
+
+    def test_the_watch_sees_a_gradient_that_explodes(self):
+        watch = DivergenceWatch()
+        said = [watch.update(2., 1. if k < 100 else 1e4) for k in range(110)]
+        assert not any(said[:100]) and next(filter(None, said)).startswith("the norm of the gradient rose to 1e+04 from 1")
+
+    def test_the_watch_survives_a_checkpoint(self):
+        a = Trainer(mlp_problem(), spec(), Recipe(batch_size=16), device="cpu")
+        for _ in range(123): a.step()
+        b = Trainer(mlp_problem(), spec(), Recipe(batch_size=16), device="cpu")
+        b.load(a.save())
+        assert vars(a.watch) == vars(b.watch) and b.watch.blocks == 2 and len(b._block) == 23
+
+
+class TestMemory:
+    class Hungry(MLP):
+        "Runs out of memory over eight samples."
+        error, most = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 8
+        def forward(self, x):
+            if self.training and len(x) > self.most: raise self.error
+            return super().forward(x)
+
+    def test_out_of_memory_is_answered_by_smaller_parts(self, tmp_path):
+        r = train_run(mlp_problem(model=self.Hungry), spec(), Recipe(batch_size=50), storage=tmp_path)
+        plain = train_run(mlp_problem(), spec(), Recipe(batch_size=50))
+        assert r.state == "SUCCEEDED" and open_storage(tmp_path).read_json(r.run_id, "result.json")["micro_batch"] == 7
+        assert r.loss == pytest.approx(plain.loss, abs=2e-3) and r.D == plain.D
+
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
+    def test_any_lack_of_memory_counts(self, error):
+        class Hungrier(self.Hungry): pass
+        Hungrier.error = error
+        assert train_run(mlp_problem(model=Hungrier), spec(D=500), Recipe(batch_size=50)).state == "SUCCEEDED"
+
+    def test_a_sample_that_is_too_much_is_a_failure(self):
+        class Starved(self.Hungry): most = 0
+        r = train_run(mlp_problem(model=Starved), spec(D=500), Recipe(batch_size=50))
+        assert r.state == "FAILED" and r.reason == "out of memory with 1 samples at a time (OutOfMemoryError)"
+
+    def test_other_errors_are_not_memory(self):
+        class Wrong(self.Hungry): error = RuntimeError("a shape is wrong")
+        assert train_run(mlp_problem(model=Wrong), spec(D=500), Recipe(batch_size=50)).reason == "RuntimeError: a shape is wrong"
+
+    def test_parts_add_up_to_the_whole_gradient(self):
+        grads = []
+        for m in (None, 7):
+            t = Trainer(mlp_problem(), spec(), Recipe(batch_size=50, clip=None, optimizer=lambda p: torch.optim.SGD(p, lr=1.)), device="cpu", micro_batch=m)
+            before = [p.detach().clone() for p in t.params]
+            loss = t.step().item()
+            grads.append([loss, *torch.cat([(a - b).flatten() for a, b in zip(before, t.params)]).tolist()])
+        assert np.allclose(grads[0], grads[1], atol=1e-6) and np.abs(grads[0]).max() > .01
+
+    def test_the_batch_is_cut_before_it_is_tried(self):
+        cost = measure_cost(mlp_problem(), 64)
+        assert micro_batch_for(mlp_problem(), 64, 1024, 1e12) is None and micro_batch_for(mlp_problem(), 64, 1024, None) is None
+        m = micro_batch_for(mlp_problem(), 64, 1024, (16*cost.params.total + 300*cost.activation_bytes)/.9)
+        assert m == 256 and micro_batch_for(mlp_problem(), 64, 1024, 10.) == 1
+
+
+class TestEvaluation:
+    def test_bits_per_byte_where_bytes_are_known(self):
+        r = train_run(mlp_problem(bytes_per_token=4.), spec(D=500), Recipe(batch_size=50))
+        assert r.bits_per_byte == pytest.approx(r.loss/math.log(2)/4) and math.isnan(train_run(mlp_problem(), spec(D=500), Recipe(batch_size=50)).bits_per_byte)
+
+    def test_the_last_points_are_averaged(self, tmp_path):
+        r = train_run(mlp_problem(), spec(), Recipe(batch_size=50, eval_last=4), storage=tmp_path)
+        evals = open_storage(tmp_path).read_json(r.run_id, "result.json")["evals"]
+        assert len(evals) == 4 and r.loss == pytest.approx(np.mean(evals)) and evals[-1] == train_run(mlp_problem(), spec(), Recipe(batch_size=50)).loss
+
+    def test_looking_changes_nothing(self):
+        "A held-out loss in the middle of a run leaves its random numbers alone."
+        losses = []
+        for look in (False, True):
+            t = Trainer(mlp_problem(model=Noisy), spec(D=3000), Recipe(batch_size=50), device="cpu")
+            while not t.done:
+                if look: t.evaluate()
+                t.step()
+            losses.append(t.evaluate())
+        assert losses[0] == losses[1]
+
+    def test_its_noise_is_estimated_on_many_pieces(self):
+        t = Trainer(mlp_problem(val_data=xy(4000, seed=3)), spec(), device="cpu")
+        std = t.evaluate()[1]
+        losses = nn.functional.cross_entropy(t.model(xy(4000, seed=3)[0]), xy(4000, seed=3)[1], reduction="none")
+        assert std == pytest.approx((losses.std()/math.sqrt(4000)).item(), rel=.5)
+
+
+def test_init_begins_anew():
+    t = Trainer(mlp_problem(model=Noisy), spec(), Recipe(batch_size=16), device="cpu")
+    first = [t.step().item() for _ in range(60)]
+    t.init()
+    assert (t.steps, t.tokens, t.watch.blocks) == (0, 0, 0) and [t.step().item() for _ in range(60)] == first
+
+
+def test_a_compiled_run_is_the_same_but_for_rounding(monkeypatch):
+    "With the compiler that only traces: what is compiled is the model in use, and the checkpoint is of the model as it was built."
+    import functools
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(Trainer, "compile", lambda self, mode: setattr(self, "net", torch.compile(self.net)) or setattr(self, "compiled", True))
+    a, b = (train_run(mlp_problem(), spec(D=3000), Recipe(batch_size=50), compile=c) for c in (False, True))
+    assert a.loss == pytest.approx(b.loss, rel=1e-5) and b.state == "SUCCEEDED"
+
+
+def test_weight_decay_is_on_what_is_multiplied_with():
+    t = Trainer(lm_problem(), spec(size=32), Recipe(weight_decay=.1, batch_size=4), device="cpu")       # at the base width, too
+    decay = {id(p): g["weight_decay"] for g in t.optimizer.param_groups for p in g["params"]}
+    assert {n: decay[id(p)] for n, p in t.model.named_parameters()} == {"embed.weight": 0, "body.weight": .1, "body.bias": 0, "head.weight": .1, "head.bias": 0}
+
+
+class Endless(torch.utils.data.Dataset):
+    "A trillion samples, made when they are asked for."
+    tokens_per_sample = 1
+    def __len__(self): return 1 << 40
+    def batch(self, index):
+        x = torch.stack([((index*(k + 7)) % 1009)/504.5 - 1 for k in range(8)], 1)
+        return x, (x.sum(1) > 0).long()
+    def __getitem__(self, i): return tuple(t[0] for t in self.batch(torch.tensor([i])))
+
+
+def test_a_set_that_never_ends_is_shuffled_without_a_table():
+    t = Trainer(mlp_problem(data=Endless(), val_data=xy(64)), spec(), Recipe(batch_size=64), device="cpu")
+    a = t.data.index(1000, 50_000)
+    assert len(set(a.tolist())) == 50_000 and abs(a.double().mean().item()/2**39 - 1) < .02 and torch.equal(a[100:200], t.data.index(1100, 100))
+    losses = [t.step().item() for _ in range(200)]
+    assert np.mean(losses[-20:]) < .5*np.mean(losses[:20])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 1000, 4097])
+def test_the_permutation_is_one(n):
+    from scaling_nb.training import _permuted
+    for seed in (0, 1): assert sorted(_permuted(np.arange(n), n, seed).tolist()) == list(range(n))
+    if n == 4097: assert np.corrcoef(np.arange(n), _permuted(np.arange(n), n, 0))[0, 1] < .1
+
+
+def test_samples_are_gathered_not_looped_over():
+    "A data set that knows how to give a batch is asked for batches alone."
+    class Windows(Endless):
+        def __getitem__(self, i): raise AssertionError("one by one")
+        def __len__(self): return 1000
+    from torch.utils.data import Subset
+    data = _Indexed(Subset(Windows(), list(range(100, 600))), 0)
+    x, y = data.take(490, 20)
+    assert x.shape == (20, 8) and set(data.index(0, 500).tolist()) == set(range(100, 600))
