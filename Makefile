@@ -21,7 +21,7 @@ test: $(READY)
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|guides)'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Before a commit: export the notebooks, clean them, write README.md
 prepare: $(READY)

@@ -55,6 +55,7 @@ class Runner:
         sys.path += [p for p in path if p not in sys.path]
         import torch
         torch.set_num_threads(threads)
+        if gpus and gpus < 1 and torch.cuda.is_available(): torch.cuda.set_per_process_memory_fraction(gpus)   # Ray shares out GPUs, not their memory
         if isinstance(problem, bytes): problem = pickle.loads(problem)   # made by the driver of this very sweep
         self.problem, self.storage, self.stop_asked = problem, storage, StopRequest(storage, session)
 

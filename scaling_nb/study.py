@@ -201,7 +201,7 @@ def find_optimal(
     val_dataset=None,       # Held-out data; a seeded split of `dataset` when None
     val_samples: int = 8192,  # At most so many held-out samples are evaluated, the same for every run
     model_kwargs: dict | None = None,  # Arguments of the model that do not change with size
-    recipe=None,            # `training.Recipe`; its defaults when None
+    recipe=None,            # `recipes.Recipe`; its defaults when None
     train: bool = True,     # False returns the plan and trains nothing
     output_dir="outputs",   # Local path or fsspec URL of the storage
     resume: bool = True,    # Go on with what is in `output_dir`; False refuses a directory that holds runs
@@ -220,7 +220,7 @@ def find_optimal(
     storage = open_storage(output_dir)
     if train and not resume and (old := storage.runs()):
         raise ValueError(f"`resume=False` asks for an empty directory, but {storage.url} holds {len(old)} runs. Choose another `output_dir`; nothing was changed.")
-    plan = plan_sweep(problem, compute_budgets, **plan_options)
+    plan = plan_sweep(problem, compute_budgets, recipe=recipe, **plan_options)
     if not train: return plan
     from scaling_nb.scheduling import run_sweep
     run_sweep(problem, plan, recipe, storage=storage, mock=mock, resources=resources, view=view, retry_failed=retry_failed)

@@ -266,9 +266,9 @@ def _cut(x, start, stop):
     return type(x)(_cut(v, start, stop) for v in x) if isinstance(x, (tuple, list)) else x[start:stop]
 
 def _count(self, settings: Settings) -> int:
-    "Samples of the next step of a run with these settings. (A loader's batch has a size of its own.)"
+    "Samples of the next step of a run with these settings; of a loader, whose batches have a size of their own, at most so many."
     left = -(-(settings.D - self.tokens)//self.per)
-    return min(left, settings.samples(self.tokens))
+    return min(left, settings.samples(self.tokens) if not getattr(self.data, "loader", False) else self.data.data.batch_size or left)
 
 def _load_batch(self, position, n):
     "(inputs, targets, samples in the whole step), this process's share of it, on the device."
@@ -555,12 +555,14 @@ def describe_run(
     return {**asdict(spec), "C": spec.C, "kwargs": kwargs, "problem": problem.name, "recipe": plain, "settings": settings.plain(), "recipe_id": recipe_id(plain), "mock": mock is not None,
             "run_id": key, "group": key if trunk is None else group_id(prints, spec, plain, trunk)}
 
-# %% ../nbs/04_training.ipynb #47e98c07
+# %% ../nbs/04_training.ipynb #98b9e2bf
 def free_memory(
     device: str,
 ) -> float | None:  # Bytes; None where the system does not say
     "Memory that is free on a GPU, or on this machine."
-    if device.startswith("cuda"): return float(torch.cuda.mem_get_info(torch.device(device))[0])
+    if device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        return min(float(free), total*getattr(torch.cuda, "get_per_process_memory_fraction", lambda d: 1.)(torch.device(device)))
     try:
         with open("/proc/meminfo") as f: return next(float(x.split()[1])*1024 for x in f if x.startswith("MemAvailable"))
     except (OSError, StopIteration): return None

@@ -15,6 +15,14 @@ def pytest_configure(config):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def pytest_collection_modifyitems(items):
+    "What starts Ray, a browser or a whole demo stays in one process, and begins first; the rest is shared out among the others (`pytest -n 2 --dist loadgroup`)."
+    heavy = [i for i in items if any(i.get_closest_marker(m) for m in ("ray", "browser", "slow"))]
+    for item in heavy:
+        item.add_marker(pytest.mark.xdist_group("machine"))
+    items[:] = heavy + [i for i in items if i not in set(heavy)]
+
+
 @pytest.fixture(scope="session")
 def chromium():
     "One browser for the whole run."

@@ -103,7 +103,8 @@ def test_auto_warm_up_is_a_tenth_of_a_short_run_and_never_reaches_into_the_decay
 
 @pytest.mark.parametrize("bad, words", [(dict(lr=0), "lr"), (dict(lr="big"), "lr"), (dict(schedule="step"), "schedule"), (dict(warmup=.6, decay=.6), "decay"), (dict(warmup=-1), "warmup"),
                                         (dict(warmup=1.5), "warmup"), (dict(warmup="long"), "warmup"), (dict(optimizer="sgd"), "lambda params"), (dict(batch_size=0), "batch_size"),
-                                        (dict(batch_size="big"), "batch_size"), (dict(batch_size=((5, 4),)), "batch_size"), (dict(batch_size=((0, 4), (9, 2), (5, 8))), "batch_size"), (dict(batch_size=()), "batch_size"),
+                                        (dict(batch_size="big"), "batch_size"), (dict(batch_size=((5, 4),)), "batch_size"),
+                                        (dict(batch_size=((0, 4), (9, 2), (5, 8))), "batch_size"), (dict(batch_size=()), "batch_size"),
                                         (dict(decay=1.2), "decay"), (dict(decay_shape="cubic"), "decay_shape"), (dict(eval_last=0), "eval_last"), (dict(precision="fp8"), "precision")])
 def test_bad_recipes(bad, words):
     with pytest.raises(ValueError, match=words): Recipe(**bad)

@@ -9,12 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import MLP, Bomb, mlp_problem, xy
 
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import StorageMismatch, open_storage
-from scaling_nb.scheduling import Resources, Runner, StopRequest, longest_first, run_sweep, start_ray
-from scaling_nb.sweep import RunSpec, plan_sweep
+from scaling_nb.scheduling import Resources, Runner, StopRequest, _Todo, longest_first, run_sweep, start_ray
+from scaling_nb.sweep import RunSpec, plan_sweep, share_trunks
 from scaling_nb.training import MockLaw, train_run
 
 RECIPE = Recipe(batch_size=64)
@@ -48,8 +50,40 @@ def test_runner_is_a_plain_class(tmp_path):
     assert r["state"] == "SUCCEEDED" and r["loss"] == train_run(problem, s, RECIPE).loss
 
 
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())
+def test_branches_wait_for_their_trunk_and_every_run_gets_its_turn(sizes, data):
+    "Over random histories of a pool of two: runs end in any order, trunks leave checkpoints at any time, or never."
+    specs, branches = {}, {}
+    for i, n in enumerate(sizes):
+        ids = [f"{i}-{k}" for k in range(n)]
+        specs |= {key: spec(1000 - 100*k) for k, key in enumerate(ids)}
+        if n > 1: branches[ids[0]] = tuple(ids[1:])
+    todo, trunk = _Todo(specs, {}, branches), {b: k for k, bs in branches.items() for b in bs}
+    queue, active, ended, left = longest_first(specs), [], [], set()
+    while queue or active:
+        while len(active) < 2 and (key := todo.next(queue, active, left.__contains__)):
+            assert trunk.get(key) in (None, *ended) or key in left
+            queue.remove(key); active.append(key)
+        assert active                                             # never nothing to do while something is left
+        for key in active:
+            for b in branches.get(key, ()):
+                if data.draw(st.booleans()): left.add(b)
+        ended.append(active.pop(data.draw(st.integers(0, len(active) - 1))))
+    assert sorted(ended) == sorted(specs)
+
+
 @pytest.mark.ray
 class TestOnRay:
+    def test_trunks_save_compute_and_change_no_loss(self, tmp_path):
+        problem = mlp_problem()
+        plan, recipe = small_plan(problem, budgets=(5e7, 1e8, 2e8)), Recipe(batch_size=((0, 16), (8000, 32)), warmup=500)
+        shared, alone = (run_sweep(problem, plan, recipe, storage=tmp_path/str(t), resources=TWO, trunks=t, view=False).frame for t in (True, False))
+        told = SAME[:SAME.index("flops_measured")] + SAME[SAME.index("flops_measured") + 1:]
+        assert shared[told].equals(alone[told]) and shared.group.equals(alone.group) and (shared.state == "SUCCEEDED").all() and (shared.attempt == 1).all()
+        from dataclasses import replace
+        planned = replace(plan, trunks=share_trunks(plan.specs, recipe, 1))
+        assert shared.group.nunique() == 3 and shared.flops_measured.sum() == pytest.approx(planned.total_flops, rel=.01) and planned.total_flops < .75*alone.flops_measured.sum()
+
     def test_a_sweep_and_the_same_line_again(self, tmp_path, capsys):
         problem = mlp_problem()
         plan = small_plan(problem)

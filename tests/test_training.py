@@ -362,10 +362,21 @@ class TestTrunks:
         self.spread(tmp_path)
         assert files == {p: p.read_bytes() for p in (tmp_path/short.run_id).iterdir()}
 
-    @pytest.mark.parametrize("recipe", [Recipe(decay_shape="1-sqrt", batch_size=16, warmup=0), Recipe(batch_size=16, warmup=0, decay=0.), Recipe(lr="auto", warmup=300)], ids=["1-sqrt", "no decay", "auto"])
+    @pytest.mark.parametrize("recipe", [Recipe(decay_shape="1-sqrt", batch_size=16, warmup=0), Recipe(batch_size=16, warmup=0, decay=0.), Recipe(lr="auto", warmup=300)],
+                             ids=["1-sqrt", "no decay", "auto"])
     def test_any_recipe_that_shares_is_exact(self, recipe, tmp_path):
         branches = self.spread(tmp_path, recipe)
         assert [r.loss for r in branches] == [train_run(mlp_problem(model=Noisy), spec(D=D), recipe).loss for D in self.HORIZONS]
+
+    @pytest.mark.parametrize("batches", [dict(batch_size=17), dict(batch_sampler=[list(range(i, i + n)) for i, n in ((0, 5), (5, 90), (95, 1), (96, 54))])], ids=["loader", "odd batches"])
+    def test_a_loader_has_batches_of_its_own(self, batches, tmp_path):
+        "They may part early, never late."
+        from torch.utils.data import TensorDataset
+        problem = mlp_problem(model=Noisy, data=DataLoader(TensorDataset(*xy(150)), **batches), val_data=xy(64))
+        trunk = train_run(problem, spec(D=2000), Recipe(warmup=100), storage=tmp_path, branches=(spec(D=1000), spec(D=1500)))
+        for D in (1000, 1500):
+            branch = train_run(problem, spec(D=D), Recipe(warmup=100), storage=tmp_path)
+            assert branch.loss == train_run(problem, spec(D=D), Recipe(warmup=100)).loss and branch.group == trunk.group
 
     def test_a_trunk_at_half_the_rate_leaves_nothing(self, tmp_path):
         "Its branches would carry a rate that is not theirs."
