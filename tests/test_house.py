@@ -22,7 +22,7 @@ ORDER = {  # module -> what it may import of the package
     "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
-    "zoo.teacher": {"zoo.gpt", "zoo.stateless"},
+    "zoo.teacher": {"zoo.gpt", "zoo.stateless"}, "zoo.hub": {"zoo.data"},
 }
 
 

@@ -18,6 +18,7 @@ from scaling_nb import Problem, check_problem, count_params, measure_cost, plan_
 from scaling_nb.contracts import data_fingerprint
 from scaling_nb.zoo.data import TokenWindows
 from scaling_nb.zoo.gpt import Attention, rms_norm
+from scaling_nb.zoo.hub import LabelledImages
 from scaling_nb.zoo.images import ShapeImages, draw_shapes, shape_images
 from scaling_nb.zoo.teacher import ResidualMLP, Teacher, TeacherRows, teacher_rows
 from scaling_nb.zoo.vit import ViT, patches
@@ -42,8 +43,10 @@ def loss(model, data, n):
 
 # --- what every data set keeps
 
+def pixels(n=40, seed=0): return torch.randint(256, (n, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
 DATA = {"windows": lambda: TokenWindows(torch.arange(999) % 200, 16), "shapes": ShapeImages, "shapes held out": lambda: shape_images(val=77)[1],
-        "rows": TeacherRows, "rows held out": lambda: teacher_rows(val=77)[1]}
+        "rows": TeacherRows, "rows held out": lambda: teacher_rows(val=77)[1], "labelled images": lambda: LabelledImages(pixels(), torch.arange(40) % 10, (.5,)*3, (.3,)*3)}
 
 @pytest.mark.parametrize("make", DATA.values(), ids=DATA)
 def test_the_protocol(make):
