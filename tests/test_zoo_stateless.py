@@ -89,7 +89,8 @@ def test_uniforms_fill_the_line_and_the_square(seed):
     u = uniforms(seed, torch.arange(20_000), 10).numpy()
     assert u.dtype == np.float32 and u.min() >= 0 and u.max() < 1
     assert stats.chisquare(np.bincount((u.ravel()*1000).astype(int), minlength=1000)).pvalue > 1e-6
-    for a, b in ((u[:, :-1], u[:, 1:]), (u[:-1], u[1:]), (u[:-64], u[64:]), (u, uniforms(seed + 1, torch.arange(20_000), 10).numpy()), (u, uniforms(seed, torch.arange(20_000), 10, stream=1).numpy())):
+    others = [uniforms(seed + 1, torch.arange(20_000), 10).numpy(), uniforms(seed, torch.arange(20_000), 10, stream=1).numpy()]
+    for a, b in ((u[:, :-1], u[:, 1:]), (u[:-1], u[1:]), (u[:-64], u[64:]), (u[1:, :-1], u[:-1, 1:]), (u, others[0]), (u, others[1])):
         cells = (a.ravel()*16).astype(int)*16 + (b.ravel()*16).astype(int)
         assert stats.chisquare(np.bincount(cells, minlength=256)).pvalue > 1e-6
 
@@ -106,6 +107,12 @@ def test_the_tail_is_there_and_finite():
     z = normals(1, torch.arange(100_000), 40)
     assert torch.isfinite(z).all() and 4.6 < z.abs().max() < 5.8
     assert tail(((z > 3).sum().item() - 4e6*stats.norm.sf(3))/math.sqrt(4e6*stats.norm.sf(3)))
+
+@pytest.mark.parametrize("bits", [0, -1, (1 << 40) - 1, -(1 << 40)])
+def test_the_extreme_words_give_numbers_in_range(monkeypatch, bits):
+    monkeypatch.setattr("scaling_nb.zoo.stateless.words", lambda seed, index, n, stream=0: torch.full((len(index), n), bits))
+    u, z = uniforms(0, torch.arange(2), 3), normals(0, torch.arange(2), 3)
+    assert ((u >= 0) & (u < 1)).all() and (z.abs() < 5.8).all()
 
 def test_far_numbers_are_as_good_as_near_ones():
     z = torch.cat([normals(0, torch.arange(1000) + start, 20) for start in (0, 1 << 40, (1 << 62) - 500)])

@@ -234,5 +234,5 @@ def gpt_for_params(
         if abs(N - n) <= tolerance*n: return dict(width=width, vocab=vocab, depth=L, heads=heads, mlp_ratio=mlp_ratio, activation=activation, tied=tied)
         near.append((abs(N - n), N, width, L))
     _, N, width, L = min(near)
-    raise ValueError(f"`n` must be within {100*tolerance:g} % of the N of some GPT with vocab={vocab}, heads={heads} and {'any depth' if move_depth else f'depth={depth}'}, but got {n:,.0f}. "
+    raise ValueError(f"`n` must be within {100*tolerance:g} % of the N of some GPT with vocab={vocab}, heads={heads}, depth={f'1 to {len(depths)}' if move_depth else depth}, but got {n:,.0f}. "
                      f"The nearest has N={N:,} (width={width}, depth={L}). Ask for that, {'' if move_depth else 'let the depth move, '}take fewer heads (finer widths), or raise `tolerance`.")
