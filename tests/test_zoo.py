@@ -9,11 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from scaling_nb.flops import count_params
 from scaling_nb.zoo.data import SKIP, TokenWindows, byte_tokens, stdlib_text
-from scaling_nb.zoo.gpt import GPT, Attention, next_token_loss, rms_norm, rotary_tables, rotate
+from scaling_nb.zoo.gpt import GPT, Attention, gpt_for_params, gpt_params, next_token_loss, rms_norm, rotary_tables, rotate
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +145,71 @@ def test_learns_text_better_than_its_frequencies():
     p = np.bincount(data.tokens.numpy(), minlength=128)/len(data.tokens); p = p[p > 0]
     assert np.mean(losses[-10:]) < -(p*np.log(p)).sum() - .2   # entropy of single bytes
 
+shapes = st.fixed_dictionaries(dict(vocab=st.integers(1, 70_000), depth=st.integers(1, 4), heads=st.integers(1, 8), mlp_ratio=st.sampled_from([1, 2, 8/3, 3.5, 4, 6]),
+                                    activation=st.sampled_from(["relu2", "swiglu"]), tied=st.booleans()))
+
+@given(st.integers(1, 60), shapes)
+@settings(max_examples=60, deadline=None)
+def test_every_count_is_that_of_the_built_model(k, kw):
+    width = 2*kw["heads"]*k; m = on_meta(width, **kw); p = gpt_params(width, **kw)
+    assert p == count_params(m, torch.zeros(2, 4, dtype=torch.long, device="meta"))   # which watches what is multiplied and what is looked up
+    assert p.total == m.num_params() and p.matmul == m.matmul_params() and p.other == 0
+
+def test_defaults_of_the_formula_are_those_of_the_model():
+    assert gpt_params(64).matmul == on_meta(64).matmul_params() and on_meta(**gpt_for_params(1e6)).matmul_params() == gpt_params(**gpt_for_params(1e6)).matmul
+
+def test_a_formula_refuses_the_widths_that_the_model_refuses():
+    with pytest.raises(ValueError, match="28 and 32"): gpt_params(30)
+    with pytest.raises(ValueError, match="relu2"): gpt_params(32, activation="gelu")
+
+def grid_best(n, depth, vocab, heads, mlp_ratio, activation):
+    "The nearest N by trying every width up to where N has passed n."
+    best, width = math.inf, 0
+    while True:
+        width += 2*heads; N = gpt_params(width, vocab=vocab, depth=depth, heads=heads, mlp_ratio=mlp_ratio, activation=activation).matmul
+        best = min(best, abs(N - n))
+        if N > n: return best
+
+@given(st.floats(3, 6.5).map(lambda e: 10**e), shapes.filter(lambda kw: kw["vocab"] < 2000))
+@settings(max_examples=100, deadline=None)
+def test_the_width_is_the_nearest_of_its_grid(n, kw):
+    best = grid_best(n, **{k: v for k, v in kw.items() if k != "tied"})
+    try: got = gpt_for_params(n, **kw, move_depth=False)
+    except ValueError as e: assert best > .05*n and "depth move" in str(e); return
+    assert abs(gpt_params(**got).matmul - n) == best <= .05*n and {k: got[k] for k in kw} == kw
+
+@given(st.floats(3, 12).map(lambda e: 10**e), st.sampled_from([dict(), dict(vocab=128), dict(vocab=50304, depth=12, heads=12), dict(heads=1, activation="swiglu", tied=True)]))
+@settings(max_examples=200, deadline=None)
+def test_n_parameters_within_five_percent_or_it_says_so(n, kw):
+    asked = dict(vocab=256, depth=2, heads=2, mlp_ratio=4, activation="relu2") | {k: v for k, v in kw.items() if k != "tied"}
+    try: got = gpt_for_params(n, **kw)
+    except ValueError as e:
+        assert "nearest has N=" in str(e)
+        assert all(grid_best(n, **{**asked, "depth": L}) > .05*n for L in range(1, 65))
+        return
+    assert abs(gpt_params(**got).matmul - n) <= .05*n and got["width"] % (2*got["heads"]) == 0
+    if got["depth"] != asked["depth"]: assert grid_best(n, **asked) > .05*n   # depth moves only where it must
+
+def test_byte_models_from_two_thousand_parameters_on_are_all_reached():
+    for n in np.geomspace(1720, 1e6, 500): assert abs(gpt_params(**gpt_for_params(n)).matmul/n - 1) <= .05
+
+@pytest.mark.parametrize("n", [0, -5, math.nan, math.inf, True, "1e6", None])
+def test_a_number_of_parameters_is_positive(n):
+    with pytest.raises(ValueError, match="positive number"): gpt_for_params(n)
+
+def test_the_nearest_is_named_where_none_is_near():
+    with pytest.raises(ValueError, match="N=1,408 .width=4, depth=2"): gpt_for_params(1500)
+    assert gpt_for_params(1500, tolerance=.1) == dict(width=4, vocab=256, depth=2, heads=2, mlp_ratio=4, activation="relu2", tied=False)
+
 
 # --- zoo.data
+
+def test_bytes_per_token_is_kept_and_positive():
+    t = torch.arange(100)
+    assert TokenWindows(t, 8).bytes_per_token is None and pickle.loads(pickle.dumps(TokenWindows(t, 8, bytes_per_token=3.7))).bytes_per_token == 3.7
+    for bad in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="bytes_per_token.*positive"): TokenWindows(t, 8, bytes_per_token=bad)
+    with pytest.raises(TypeError): TokenWindows(t, 8, 1.0)
 
 def test_stdlib_text_is_text_of_the_right_size():
     t = stdlib_text(); train, val = t
