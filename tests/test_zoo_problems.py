@@ -260,6 +260,6 @@ def test_a_study_can_be_planned(model, both, budgets, multiple):
     train, val = both(val=200)
     problem = Problem(model, "width", data=train, val_data=val, loss_fn=F.cross_entropy)
     report = check_problem(problem); assert report.tokens_per_sample == 1 and report.samples == 1 << 40 and report.loss == pytest.approx(math.log(10), abs=1e-4)
-    plan = plan_sweep(problem, budgets, n_sizes=5, multiple=multiple, speed=None, workers=1)
+    plan = plan_sweep(problem, budgets, n_sizes=5, multiple=multiple, speed=None, slots=1)
     assert plan.budgets == budgets and len(plan) >= 8 and plan.unique_tokens == 1 << 40 and not any("more than four times" in n for n in plan.notes)
     for s in plan.specs: assert s.flops_per_token*s.D == pytest.approx(s.budget, rel=1e-3) and s.N == on_meta(model, s.size).matmul_params()
