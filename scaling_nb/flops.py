@@ -135,8 +135,8 @@ class ModelCost:
     def memory(self,
         samples: int,  # Samples at a time: the batch, or the micro-batch
     ) -> float:        # Bytes
-        "Peak memory of training, from above: weights, gradients and two moments of AdamW in float32, and what the backward pass needs."
-        return 16.*self.params.total + samples*self.activation_bytes
+        "Peak memory of training: weights, gradients and two moments of AdamW in float32, and twice what is kept for the backward pass, for what that makes on its way."
+        return 16.*self.params.total + 2.*samples*self.activation_bytes
 
     @property
     def N(self) -> int: return self.params.matmul

@@ -98,6 +98,28 @@ def _chinchilla_table(self,
 
 Study.predict, Study._primary, Study.chinchilla_table = _predict, _primary, _chinchilla_table
 
+# %% ../nbs/11_study.ipynb #f36bae80
+@property
+def _recipe(self) -> dict:
+    "The recipe of the study's runs, as plain data; empty while there are none."
+    return (self.storage.read_json(self.frame.run_id[0], "spec.json") or {}).get("recipe", {}) if len(self.frame) else {}
+
+@property
+def _settings(self) -> pd.DataFrame:
+    "What the recipe came to, one row a run: peak rate, tokens of warm-up and decay, samples of the first and of the last step."
+    rows = []
+    for r in self.frame.itertuples():
+        s = (self.storage.read_json(r.run_id, "spec.json") or {}).get("settings") or {}
+        batch = [b for _, b in s.get("batch", [])] or [None]
+        rows.append(dict(budget=r.budget, size=r.size, seed=r.seed, D=r.D, lr=s.get("lr"), warmup=s.get("warmup"), decay=s.get("decay"), first_batch=batch[0], last_batch=batch[-1]))
+    return pd.DataFrame(rows)
+
+def _recipe_html(study) -> str:
+    from html import escape
+    return "<p>" + ", ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in study.recipe.items() if k != "mock") + "</p>"
+
+Study.recipe, Study.settings = _recipe, _settings
+
 # %% ../nbs/11_study.ipynb #eccb5132
 def _doubts(self) -> list:
     "What a reader should distrust about the runs themselves."
@@ -105,6 +127,7 @@ def _doubts(self) -> list:
     left = f[~f.state.isin(["SUCCEEDED", "FAILED"])]
     if len(left): out.append(f"{len(left)} of {len(f)} runs are not finished")
     out += [f"failed: size {r['size']} at budget {si_format(r.budget)}FLOPs: {r.reason}" for _, r in f[f.state == "FAILED"].iterrows()]
+    out += [f"size {r['size']} at budget {si_format(r.budget)}FLOPs was trained {r.reason}" for _, r in f[(f.state == "SUCCEEDED") & (f.reason != "")].iterrows()]
     if self.isoflop is not None:
         b = self.isoflop.budgets
         for row, ok in zip(b.itertuples(), self.isoflop.interior):
@@ -181,6 +204,7 @@ def _report(self,
             parts.append("<h2>The law, examined</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in self.surface.doubts(C)) + "</ul>")
         parts += ["<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(self.chinchilla_table())]
     else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
+    parts += ["<h2>How the runs were trained</h2>", _recipe_html(self), _table(self.settings)]
     parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe", "mock"]).rename(columns={"loss_std": "s.e. over held-out text"}))]
     html_page(f"Study of {self.name}" + (" (mock)" if self.mock else ""), parts, path)
     return str(path)
@@ -223,7 +247,7 @@ def find_optimal(
     plan = plan_sweep(problem, compute_budgets, recipe=recipe, **plan_options)
     if not train: return plan
     from scaling_nb.scheduling import run_sweep
-    run_sweep(problem, plan, recipe, storage=storage, mock=mock, resources=resources, view=view, retry_failed=retry_failed)
+    run_sweep(problem, plan, recipe, storage=storage, mock=mock, resources=resources, view=view, retry_failed=retry_failed, trunks=plan_options.get("trunks", True))
     return Study(storage)
 
 def load_study(

@@ -97,3 +97,32 @@ def test_bias_is_not_a_matmul_parameter():
 def test_unknown_convention_and_peak():
     with pytest.raises(ValueError, match="one of full, causal"): transformer_flops(1, 8, 8, 8, convention="palm")
     with pytest.raises(ValueError, match="peak_flops"): mfu(1, 1, 0)
+
+
+def test_what_the_backward_pass_keeps_is_counted():
+    "By hand, for a perceptron: the input, what the two ReLUs give, the logits' log-softmax, the labels, and a number for the mean."
+    from problems import mlp_problem
+    for w in (16, 64): assert measure_cost(mlp_problem(), w).activation_bytes == pytest.approx(4*(8 + w + w + 4) + 8, abs=4)
+
+
+def test_the_estimate_of_memory_is_that_of_a_process():
+    "A GPT at a batch that takes hundreds of megabytes."
+    code = """
+import resource, torch
+torch.set_num_threads(1)
+from scaling_nb import Problem, Recipe, RunSpec, Trainer, measure_cost
+from scaling_nb.zoo.gpt import GPT, next_token_loss
+x = torch.randint(0, 128, (300, 65))
+p = Problem(GPT, 'width', data=(x[:, :-1].contiguous(), x[:, 1:].contiguous()), loss_fn=next_token_loss, model_kwargs=dict(vocab=128, depth=2))
+c = measure_cost(p, 128)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+def train(batch):
+    t = Trainer(p, RunSpec(0, 128, c.N, 10**9, c.flops_per_token), Recipe(batch_size=batch), device='cpu')
+    t.step(); t.step()
+train(2); before = peak(); train(256)
+print(c.memory(256)/(peak() - before))
+"""
+    import subprocess
+    import sys
+    ratio = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert .95 < ratio < 1.6

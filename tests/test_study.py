@@ -140,3 +140,27 @@ def test_table_and_plot(tmp_path):
     assert list(t.C[-2:]) == pytest.approx([1e18, 1e19]) and t.N.is_monotonic_increasing and (t.N_low < t.N).all() and (t.N < t.N_high).all()
     spec = study.plot().to_dict()
     assert len(spec["vconcat"]) == 3
+
+
+def test_how_runs_were_trained_is_part_of_the_study(tmp_path):
+    "The recipe and its numbers are read back, and stand in the report; a run at half the rate is named."
+    from problems import mlp_problem
+
+    from scaling_nb.recipes import Recipe
+    from scaling_nb.records import open_storage
+    from scaling_nb.scheduling import run_sweep
+    from scaling_nb.study import load_study
+    from scaling_nb.sweep import plan_sweep
+    problem = mlp_problem()
+    recipe = Recipe(lr=.02, batch_size=((0, 8), (1000, 32)), warmup=100)
+    plan = plan_sweep(problem, [1e7, 2e7, 4e7], sizes=[8, 12, 16, 24, 32], speed=None, recipe=recipe)
+    runs = run_sweep(problem, plan, storage=tmp_path, mock=True)
+    study = load_study(tmp_path)
+    assert study.recipe["lr"] == .02 and len(study.settings) == len(plan) and (study.settings.lr == .02).all() and (study.settings.warmup == 100).all()
+    assert (study.settings.first_batch == 8).all() and study.settings.last_batch.max() == 32
+    storage, key = open_storage(tmp_path), runs.ids[0]
+    storage.write_json(key, "result.json", {**storage.read_json(key, "result.json"), "reason": "at half the learning rate, after the training loss became nan"})
+    study = load_study(tmp_path)
+    assert any("was trained at half the learning rate" in d for d in study.doubts)
+    page = open(study.report(tmp_path/"report.html"), encoding="utf-8").read()
+    assert "How the runs were trained" in page and "schedule wsd" in page

@@ -489,7 +489,7 @@ class TestMemory:
     def test_the_batch_is_cut_before_it_is_tried(self):
         cost = measure_cost(mlp_problem(), 64)
         assert micro_batch_for(mlp_problem(), 64, 1024, 1e12) is None and micro_batch_for(mlp_problem(), 64, 1024, None) is None
-        m = micro_batch_for(mlp_problem(), 64, 1024, (16*cost.params.total + 300*cost.activation_bytes)/.9)
+        m = micro_batch_for(mlp_problem(), 64, 1024, (16*cost.params.total + 600*cost.activation_bytes)/.9)
         assert m == 256 and micro_batch_for(mlp_problem(), 64, 1024, 10.) == 1
 
 
