@@ -220,7 +220,7 @@ def _memory(problem):
 def _resume(problem):
     "A run that was stopped half-way beside one that was not."
     cost = measure_cost(problem, 128)
-    s = RunSpec(0, 128, cost.N, 64 * 32 * 512, cost.flops_per_token)
+    s = RunSpec(0, 128, cost.N, 64 * 32 * cost.tokens_per_sample, cost.flops_per_token)
     whole, half, rest = (Trainer(problem, s, Recipe(batch_size=32)) for _ in range(3))
     a = [whole.step().item() for _ in range(64)]
     for _ in range(32):
