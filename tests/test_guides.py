@@ -1,4 +1,5 @@
 """The guides run from top to bottom as a newcomer would run them. (The quickstart is the demo: tests/test_demo.py.)"""
+import json
 from pathlib import Path
 
 import nbformat
@@ -36,3 +37,29 @@ def test_fit_your_own_runs_on_the_real_table(tmp_path):
         pytest.skip("chinchilla_figure4.csv is not beside this checkout")
     said = text_of(executed("fit_your_own_runs", tmp_path, path=str(REAL)))
     assert "245 runs" in said and "the window of compute" in said
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_recipe_decides(tmp_path):
+    "What the page says in words holds for the numbers of this machine."
+    nb = nbformat.read(ROOT / "nbs" / "guides" / "the_recipe.ipynb", 4)
+    nb.cells.insert(-1, nbformat.v4.new_code_cell("""
+import json
+budgets = {name: p.budgets.iloc[0] for name, p in profiles(losses).items()}
+print(json.dumps(dict(status={k: b.status for k, b in budgets.items()}, N={k: float(b.N_opt) for k, b in budgets.items()}, sizes=N.tolist(),
+     mean=losses.groupby("recipe").loss.mean().to_dict(), lowest=losses.groupby("recipe").loss.min().to_dict(), best_N={k: int(g.loc[g.loss.idxmin(), "N"]) for k, g in losses.groupby("recipe")},
+     seed_sd=seed_sd, dof=dof, seeds=[f.budgets.status[0] for f in by_seed.values()], flat=float(flat), wrong=float(wrong.parabolas[0].vertex))))"""))
+    NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = json.loads(nb.cells[-2].outputs[-1]["text"])
+    naive, fixes = ["SGD at 0.01", "AdamW at 0.001", "rate of 0.014"], ["4 windows a step", "relative warm-up", "decay", "rates by width"]
+    status, N, mean, sizes = said["status"], said["N"], said["mean"], said["sizes"]
+    assert all(status[k] != "ok" for k in naive[:2]) and all(said["best_N"][k] in sizes[:3] for k in naive)
+    assert status["rate of 0.014"] != "ok" or N["rate of 0.014"] < sizes[2]
+    assert all(status[k] == "ok" and sizes[1] < N[k] < sizes[-2] for k in [*fixes, "no warm-up"]) and set(said["seeds"]) == {"ok"}
+    order = [mean[k] for k in [*naive, "4 windows a step", "decay"]]
+    assert order == sorted(order, reverse=True) and said["lowest"]["decay"] < said["lowest"]["rate of 0.014"] - .05
+    assert .003 < said["seed_sd"] < .06 and said["dof"] == 12 and 1.2 < said["flat"] < 4
+    for k in ("rates by width", "no warm-up"): assert abs(mean[k] - mean["decay"]) < .04, "the page says that these two show nothing"
+    assert status["16 windows a step"] == "ok" and N["16 windows a step"] < .85 * N["rates by width"] and said["wrong"] < .8 * N["rates by width"]
