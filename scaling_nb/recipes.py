@@ -196,11 +196,15 @@ def _count(x) -> str: return f"{x:,.0f}" if x < 1e6 else f"{x:.3g}"
 
 def _span(r) -> str: return "unknown" if r is None else _count(r[0]) if r[0] == r[1] else f"{_count(r[0])} to {_count(r[1])}"
 
+def _lr_middle(self) -> tuple:  # (N, D); 1 for what is unknown
+    "The geometric middle of what it was measured on."
+    return tuple(math.sqrt(r[0]*r[1]) if r else 1. for r in (self.N_range, self.D_range))
+
 def _lr_formula(self) -> str:
     "The law around the middle of what it was measured on."
-    N, D = (math.sqrt(r[0]*r[1]) if r else 1. for r in (self.N_range, self.D_range))
     part = lambda k, x, c: f" ({k}/{_count(x)})^{c:.3g}" if c else ""
-    return f"lr = {math.exp(self.c0 + self.c1*math.log(N) + self.c2*math.log(D)):.3g}{part('N', N, self.c1)}{part('D', D, self.c2)}"
+    N, D = self.middle
+    return f"lr = {self(N, D):.3g}{part('N', N, self.c1)}{part('D', D, self.c2)}"
 
 def _lr_rows(self) -> list:
     "What the law says of itself, as pairs."
@@ -213,7 +217,7 @@ def _lr_html(self):
     from html import escape
     return f"<table>{''.join(f'<tr><th style=text-align:left>{escape(k)}</th><td style=text-align:left>{escape(v)}</td></tr>' for k, v in self.rows)}</table>"
 
-LrLaw.formula, LrLaw.rows, LrLaw._repr_html_ = property(_lr_formula), property(_lr_rows), _lr_html
+LrLaw.middle, LrLaw.formula, LrLaw.rows, LrLaw._repr_html_ = property(_lr_middle), property(_lr_formula), property(_lr_rows), _lr_html
 LrLaw.__repr__ = lambda self: f"LrLaw({self.formula}, at {f'width {self.base_width}' if self.base_width else 'every width'})"
 LrLaw.__str__ = lambda self: "\n".join([repr(self), *(f"  {k}: {v}" for k, v in self.rows[1:])])
 
