@@ -23,8 +23,8 @@ from .recipes import LrLaw, Recipe, resolve
 from .records import bind_storage, open_storage
 from .sweep import RunSpec, SweepPlan
 
-# %% ../nbs/05a_tuning.ipynb #5ec2a7f0
-_NEEDED = ("size", "N", "D", "lr", "loss")
+# %% ../nbs/05a_tuning.ipynb #814931b0
+_NEEDED = ("N", "D", "lr", "loss")
 
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     "The runs with all columns that are asked for. Raises ValueError."
@@ -32,6 +32,7 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"`frame` must have the columns {', '.join(_NEEDED)}, one row a run, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
                          f"it has {', '.join(map(str, frame.columns))}. Rename yours.")
     f = frame.reset_index(drop=True)
+    if "size" not in f: f = f.assign(size=f.N)
     for c in ("N", "D", "lr"):
         bad = [i for i, v in enumerate(f[c]) if not (v > 0 and math.isfinite(v))]
         if bad: raise ValueError(f"`{c}` must be positive and finite, but row {bad[0]} has {c}={f[c][bad[0]]}. Correct that run, or leave it out.")
@@ -114,12 +115,12 @@ def _cell_row(key, N, cell: _Cell, fit, s2, dof) -> dict:
     low, high, _ = _slope_zeros(fit[0], s2*cov, _quantile(dof))
     return row | dict(lr=math.exp(m + v), lr_low=math.exp(m + low), lr_high=math.exp(m + high), se=math.sqrt(s2*var), loss=r - q*q/(4*p), curvature=2*p)
 
-# %% ../nbs/05a_tuning.ipynb #6444ed02
+# %% ../nbs/05a_tuning.ipynb #b9f5c184
 class LrStatus(Enum):
     "What the cells with a minimum could tell"
     LAW = "a law in N and D"
-    NO_D = "c2 = 0 assumed: the cells with a minimum cannot tell what D does to the rate"
-    NO_N = "c1 = 0 assumed: the cells with a minimum cannot tell what N does to the rate"
+    NO_D = "c2 = 0 assumed: the cells with a minimum cannot tell what D does to the rate, or were not asked"
+    NO_N = "c1 = 0 assumed: the cells with a minimum cannot tell what N does to the rate, or were not asked"
     CONSTANT = "c1 = c2 = 0 assumed: one cell has a minimum, and its rate is taken for all N and D"
     REFUSED = "no cell has a minimum inside its rates: there is no rate to give"
 
@@ -130,22 +131,22 @@ class LrStatus(Enum):
 
 _STATUS = {("N", "D"): LrStatus.LAW, ("N",): LrStatus.NO_D, ("D",): LrStatus.NO_N, (): LrStatus.CONSTANT}
 
-def _columns(good: pd.DataFrame, base_width) -> tuple:
-    "Which of N and D the cells can tell the effect of."
-    names = tuple(k for k in ("N", "D") if good[k].nunique() > 1)
+def _columns(good: pd.DataFrame, base_width, drift="ND") -> tuple:
+    "Which of N and D the cells can tell the effect of, of those in `drift`."
+    names = tuple(k for k in ("N", "D") if k in drift and good[k].nunique() > 1)
     X = np.column_stack([np.ones(len(good)), *(np.log(good[k].to_numpy(float)) for k in names)])
     return names if np.linalg.matrix_rank(X - [0, *X[:, 1:].mean(0)], tol=1e-6) == X.shape[1] else ("D",) if base_width else ("N",)
 
-# %% ../nbs/05a_tuning.ipynb #a3750b1d
+# %% ../nbs/05a_tuning.ipynb #c4af882e
 def default_prior(
     base_width: int | None,  # As in the recipe
 ) -> tuple:                  # Standard deviations of (c1, c2)
     "How far from zero the slopes of a learning rate are expected to be."
     return .1 if base_width else .5, .2
 
-def _fit_cells(good: pd.DataFrame, unit, s2, base_width, prior) -> tuple:
+def _fit_cells(good: pd.DataFrame, unit, s2, base_width, prior, drift) -> tuple:
     "(LrLaw, LrStatus) through the minima; `unit` (K, 2): variances of ln lr and of p over that of the noise."
-    names = _columns(good, base_width)
+    names = _columns(good, base_width, drift)
     full = np.column_stack([np.ones(len(good)), np.log(good.N.to_numpy(float)), np.log(good.D.to_numpy(float))])
     use, y, w = [0, *(("N", "D").index(k) + 1 for k in names)], np.log(good.lr.to_numpy(float)), 1/unit[:, 0]
     middle = np.array([0, *full[:, 1:].mean(0)])
@@ -201,12 +202,13 @@ class LrTuning:
         from scaling_nb.charts import plot_lr
         return plot_lr(self)
 
-# %% ../nbs/05a_tuning.ipynb #92a70125
+# %% ../nbs/05a_tuning.ipynb #afb73949
 def fit_lr(
-    frame: pd.DataFrame,          # One row a run: size, N, D, lr, loss; state, and diverged and reason of failed runs, where known
+    frame: pd.DataFrame,          # One row a run: N, D, lr, loss; size, state, and diverged and reason of failed runs, where known
     *,
     recipe: Recipe | None = None, # How the runs were trained; `Recipe()` when None
     noise: float | None = None,   # Standard deviation of a loss from seed to seed, nats; from what the parabolas leave over when None
+    drift: str = "ND",            # What the rate may depend on: "ND", "N", "D" or ""
     prior: tuple | None = None,   # Standard deviations of (c1, c2) around zero; `default_prior` when None, large ones for none
 ) -> LrTuning:
     "A parabola in ln lr for each size and horizon, and a law through those with a minimum. Raises ValueError where a column is missing or not positive."
@@ -222,11 +224,11 @@ def fit_lr(
     law, status = None, LrStatus.REFUSED
     if len(ok):
         unit = np.array([(max(_vertex(fits[i][0], fits[i][2])[1], 1e-12), fits[i][2][0, 0]) for i in ok])
-        law, status = _fit_cells(cells.iloc[ok], unit, s2, recipe.base_width, prior)
-    return LrTuning(law, status, cells, frame.reset_index(drop=True), math.sqrt(s2), dof, tuple((*map(float, fit[0]), float(fit[3]), *map(float, fit[4])) if fit else None for fit in fits),
-                    replace(recipe, lr=law) if law else recipe)
+        law, status = _fit_cells(cells.iloc[ok], unit, s2, recipe.base_width, prior, drift)
+    parabolas = tuple((*map(float, fit[0]), float(fit[3]), *map(float, fit[4])) if fit else None for fit in fits)
+    return LrTuning(law, status, cells, f[[c for c in f if c in frame or c == "size"]], math.sqrt(s2), dof, parabolas, replace(recipe, lr=law) if law else recipe)
 
-# %% ../nbs/05a_tuning.ipynb #d4da66c3
+# %% ../nbs/05a_tuning.ipynb #ad846c13
 def _drift(tuning: LrTuning, k: str) -> str:
     "Does the rate depend on N, or on D? In words, for four times as much."
     c, i, what = (tuning.law.c1, 1, "parameters") if k == "N" else (tuning.law.c2, 2, "tokens")
@@ -245,7 +247,8 @@ def _tuning_rows(self) -> list:
     seen = "as given" if math.isinf(self.dof) else f"what the parabolas leave over, {self.dof:.0f} degrees of freedom"
     rows.append(("noise of a loss", f"{self.noise:.2g} nats ({seen})" if self.dof else "unknown"))
     failed = int((self.frame.state == "FAILED").sum()) if "state" in self.frame else 0
-    return rows + [("runs", f"{len(self.frame)}" + (f", {failed} of them failed" if failed else "") + (f", {self.frame.C.sum():.3g} FLOPs" if "C" in self.frame else ""))]
+    spent = self.frame.flops_measured.sum() if "flops_measured" in self.frame else 0
+    return rows + [("runs", f"{len(self.frame)}" + (f", {failed} of them failed" if failed else "") + (f", {spent:.3g} FLOPs" if spent else ""))]
 
 def _tuning_html(self):
     from scaling_nb.fitting import html_rows
@@ -254,20 +257,24 @@ def _tuning_html(self):
 LrTuning.rows, LrTuning._repr_html_ = property(_tuning_rows), _tuning_html
 LrTuning.__repr__ = lambda self: "\n".join(["LrTuning", *(f"  {k}: {v}" for k, v in self.rows)])
 
-# %% ../nbs/05a_tuning.ipynb #d7fa7245
+# %% ../nbs/05a_tuning.ipynb #d20b379a
 def more_rates(
     tuning: LrTuning,
 ) -> dict:  # (size, D) -> rates to add; empty where all is seen, or nothing helps
     "The rates that would show the minimum of cells that have it at an edge, or lost in the noise."
     out, runs = {}, _checked(tuning.frame)
-    for r in tuning.cells[tuning.cells.status.isin(["edge", "cliff", "flat"])].itertuples():
-        cell = _cell_of(runs[(runs["size"] == r.size) & (runs.D == r.D)])
+    for r in tuning.cells[tuning.cells.status.isin(["edge", "cliff", "flat", "too few"])].itertuples():
+        g = runs[(runs["size"] == r.size) & (runs.D == r.D)]
+        cell = _cell_of(g)
+        if r.status == "too few":
+            if cell.ceiling < math.inf: out[r.size, r.D] = (g.lr.min()/4, g.lr.min()/2)
+            continue
         low, high = math.exp(cell.x.min()), math.exp(cell.x.max())
         if r.status == "cliff": more = (math.sqrt(high*cell.ceiling),)
         elif r.status == "edge": more = (low/4, low/2) if _leans_low(cell) else (2*high, 4*high)
         else: more = tuple(np.exp(np.convolve(np.unique(_near(cell)[0]), [.5, .5], "valid")).tolist())
-        out[r.size, r.D] = tuple(float(f"{v:.12g}") for v in more)
-    return out
+        out[r.size, r.D] = more
+    return {k: tuple(float(f"{v:.12g}") for v in rates) for k, rates in out.items()}
 
 def _leans_low(cell: _Cell) -> bool:
     "Is the lowest loss in the lower half of the rates?"
@@ -292,7 +299,7 @@ def _rates(lrs, recipe, run, per) -> tuple:
     if len(rates) < 3 or not rates[0] > 0: raise ValueError(f"`lrs` must hold three rates or more, all positive, but got {lrs!r}. Five, a factor of two apart, are the default.")
     return tuple(rates)
 
-# %% ../nbs/05a_tuning.ipynb #06a89bd5
+# %% ../nbs/05a_tuning.ipynb #b5b64d94
 def _own_folder(storage, prints):
     "Bind a storage to tuning. Raises ValueError where it holds other runs: at wrong rates, they would be taken for points of a law."
     if (n := len(storage.runs())) and not (storage.read_json("", "study.json") or {}).get("tuning"):
@@ -304,7 +311,7 @@ def _as_frame(storage, ids, plan, recipes, table) -> pd.DataFrame:
     "Planned runs beside what came of them."
     failure = lambda key, state: bool((storage.read_json(key, "failure.json") or {}).get("diverged")) if state == "FAILED" else False
     planned = pd.DataFrame([dict(run_id=key, size=s.size, N=s.N, D=s.D, lr=r.lr, seed=s.seed, C=s.C) for key, s, r in zip(ids, plan.specs, recipes)])   # D as planned: a run that failed saw less
-    happened = table[["loss", "loss_std", "state", "reason"]].reset_index(drop=True)
+    happened = table[["loss", "loss_std", "state", "reason", "flops_measured"]].reset_index(drop=True)
     return planned.join(happened).assign(diverged=[failure(k, s) for k, s in zip(table.run_id, table.state)])
 
 # %% ../nbs/05a_tuning.ipynb #fe490f93
