@@ -8,8 +8,8 @@ __all__ = ['PAGE_CSS', 'log_ticks', 'budget_colors', 'chart_theme', 'chart_svg',
            'smooth_curve', 'curves_frame', 'plot_curves', 'isoflop_frame', 'plot_isoflop', 'optimum_path',
            'plot_optimum', 'loss_frame', 'plot_loss', 'isoloss_frame', 'plot_isoloss', 'residuals_frame',
            'residual_trends', 'plot_residuals', 'predicted_frame', 'plot_predicted', 'future_frame', 'plot_future',
-           'regret_frame', 'plot_regret', 'profile_frame', 'plot_profile', 'stack', 'vega_js', 'chart_html',
-           'page_scripts', 'frame_html', 'html_page']
+           'regret_frame', 'plot_regret', 'profile_frame', 'plot_profile', 'stack', 'lr_frame', 'plot_lr', 'vega_js',
+           'chart_html', 'page_scripts', 'frame_html', 'html_page']
 
 # %% ../nbs/09_charts.ipynb #5765d02e
 import csv
@@ -1330,6 +1330,91 @@ def stack(
 ) -> alt.VConcatChart:
     "Charts under each other."
     return alt.vconcat(*charts, spacing=36).resolve_scale(color="independent", shape="independent")
+
+# %% ../nbs/09_charts.ipynb #89fd875c
+def lr_frame(
+    tuning,            # LrTuning
+    points: int = 25,  # Points of each parabola
+) -> pd.DataFrame:     # kind ("run", "diverged", "parabola", "minimum"), cell, size, N, D, lr, loss, cost (nats above the minimum), lr_low, lr_high, status
+    "All that the picture of the rates shows, in one table."
+    rows = []
+    for r, parabola in zip(tuning.cells.itertuples(), tuning.parabolas):
+        runs = tuning.frame[(tuning.frame["size"] == r.size) & (tuning.frame.D == r.D)]
+        one = dict(cell=f"{si_format(r.N)}, {si_format(r.D)}", size=r.size, N=r.N, D=r.D, status=r.status, floor=r.loss if r.status == "ok" else runs.loss.min())
+        rows += [dict(one, kind="run" if math.isfinite(v) else "diverged", lr=lr, loss=v) for lr, v in zip(runs.lr, runs.loss)]
+        if parabola is not None:
+            p, q, c, mean, low, high = parabola
+            u = np.linspace(low, high, points) - mean
+            rows += [dict(one, kind="parabola", lr=math.exp(v + mean), loss=(p * v + q) * v + c) for v in u]
+        if r.status == "ok":
+            rows.append(dict(one, kind="minimum", lr=r.lr, loss=r.loss, lr_low=r.lr_low, lr_high=r.lr_high))
+    frame = pd.DataFrame(rows, columns=["kind", "cell", "size", "N", "D", "status", "floor", "lr", "loss", "lr_low", "lr_high"])
+    return frame.assign(cost=frame.loss - frame.floor).drop(columns="floor")
+
+# %% ../nbs/09_charts.ipynb #36dba109
+def _lr_title(tuning) -> tuple:
+    "The finding, and what to know of it."
+    law, whole = tuning.law, tuning.status.name == "LAW"
+    lost = [f"no minimum at {si_format(r.N)}, {si_format(r.D)}: {r.reason}" for r in tuning.cells.itertuples() if r.status != "ok"]
+    lost = lost if len(lost) < 4 else [*lost[:2], f"and {len(lost) - 2} cells more"]
+    if law is None:
+        return "No size and horizon has its best rate inside the rates that were tried", lost
+    seen = [(k, c) for k, c, i in (("N", law.c1, 1), ("D", law.c2, 2)) if abs(c) > tuning.quantile * math.sqrt(law.cov[i][i])]
+    ways = {way: " and ".join(f"{k}^{c:.2f}" for k, c in seen if (c > 0) == up) for way, up in (("rises", True), ("falls", False))}
+    moves = " and ".join(f"{way} as {powers}" for way, powers in ways.items() if powers) or ("no drift with N or D can be told from noise" if whole else "no drift was measured")
+    price = tuning.price.set_index("times_off").nats
+    notes = [f"a rate off by a factor of 2 costs {price[2.]:.2g} nats, of 4 {price[4.]:.2g}", "" if whole else tuning.status.value, *lost]
+    return f"The best rate is about {law(*law.middle):.2g}; {'it ' * bool(seen)}{moves}", notes
+
+# %% ../nbs/09_charts.ipynb #201e8215
+def _lr_layers(frame, x, y, color, shape):
+    "The marks, by kind."
+    pick = alt.selection_point(fields=["cell"], bind="legend", name="pick_lr")
+
+    def part(kind, *more, where=True):
+        return alt.Chart(_data(frame.loc[(frame.kind == kind) & where, ["cell", "lr", "cost", *more]])).encode(y, color, opacity=_faded(pick))
+
+    def line(ok, **style):
+        return part("parabola", where=(frame.status == "ok") == ok).mark_line(clip=True, strokeOpacity=.75, **style).encode(x)
+
+    def tips(**more):
+        return [alt.Tooltip("cell:N", title="N, D"), *(alt.Tooltip(f"{k}:Q", title=v, format=".4f" if k == "loss" else ".3g") for k, v in more.items())]
+    low = part("minimum", "loss", "lr_low", "lr_high")
+    return [line(True, strokeWidth=1.8), line(False, strokeWidth=1.4, strokeDash=[6, 4]),
+            part("run", "loss").mark_point(filled=True, size=60, clip=True).encode(x, shape, tooltip=tips(lr="rate", loss="loss")).add_params(pick),
+            low.mark_rule(strokeWidth=2).encode(x=alt.X("lr_low:Q"), x2="lr_high:Q"),
+            low.mark_point(shape="diamond", size=90, filled=True).encode(x, tooltip=tips(lr="best rate", lr_low="from", lr_high="to", loss="loss")),
+            part("diverged").mark_text(text="×", fontSize=14, fontWeight=700, dy=-2).encode(x, tooltip=tips(lr="failed at rate"))]
+
+# %% ../nbs/09_charts.ipynb #a6251a51
+def plot_lr(
+    tuning,  # LrTuning, of `tune_lr` or `fit_lr`
+) -> alt.LayerChart:
+    "What a learning rate costs at each size and horizon: runs, parabolas, and below them the minima with their 90 % intervals; rates that failed as crosses on the upper edge."
+    frame, base = lr_frame(tuning), tuning.recipe.base_width if tuning.recipe else None
+    cells, lost = list(dict.fromkeys(frame.cell)), int((frame.kind == "diverged").sum())
+    costs, fitted = frame.cost[frame.kind == "run"], frame.cost[frame.kind == "parabola"]
+    top = _lin_domain([0, *costs[costs <= 2.5 * max(fitted.max(), 1e-9)]] if len(fitted) else costs)[1]   # a rate that is far too high must not flatten the valleys
+    step, above = .035 * top, int((costs > top).sum())
+    at = {c: min(0, costs.min()) - step * (1 + i) for i, c in enumerate(frame.cell[frame.kind == "minimum"])}   # the intervals stand below the losses, one under the other
+    frame["cost"] = np.where(frame.kind == "minimum", frame.cell.map(at), np.where(frame.kind == "diverged", top, frame.cost))
+    x = alt.X("lr:Q", title="peak learning rate" + (f" at width {base}" if base else ""), axis=alt.Axis(values=log_ticks(*_log_domain(frame.lr)), format="~g"),
+              scale=alt.Scale(type="log", domain=_log_domain(frame.lr), nice=False))
+    y = alt.Y("cost:Q", title=f"loss above the {'minimum' if at else 'lowest'} of each N and D, nats/token", axis=alt.Axis(values=_cost_ticks(top)),
+              scale=alt.Scale(domain=[min([0, *at.values()]) - step, top], nice=False))
+    legend = alt.Legend(title="N, D", symbolLimit=0)
+    color = alt.Color("cell:N", legend=legend, scale=alt.Scale(domain=cells, range=budget_colors(len(cells))))
+    shape = alt.Shape("cell:N", legend=legend, scale=alt.Scale(domain=cells, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(cells))]))
+    title, notes = _lr_title(tuning)
+    said = ["diamonds: best rates with their 90 % intervals"] * bool(at), [f"× {lost} failed"] * bool(lost), [f"{above} run{'s lie' if above > 1 else ' lies'} above the picture"] * bool(above)
+    table = tuning.cells.assign(N=tuning.cells.N.map(si_format), D=tuning.cells.D.map(si_format))[["N", "D", "lr", "lr_low", "lr_high", "status"]].round(4)
+    return _finish(alt.layer(*_lr_layers(frame, x, y, color, shape)), title, *notes, "; ".join(sum(said, [])), table=table)
+
+
+def _cost_ticks(top) -> list:
+    "Round ticks from zero up."
+    step = next(m * 10 ** math.floor(math.log10(top / 6)) for m in (1, 2, 5, 10) if m * 10 ** math.floor(math.log10(top / 6)) >= top / 6)
+    return [float(f"{i * step:.6g}") for i in range(int(top / step) + 1)]
 
 # %% ../nbs/09_charts.ipynb #e0836254
 def _cache_dir() -> pathlib.Path:

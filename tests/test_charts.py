@@ -21,6 +21,7 @@ from scaling_nb.isoflop import fit_isoflop
 from scaling_nb.laws import ChinchillaLaw
 from scaling_nb.records import MetricsLog, open_storage
 from scaling_nb.sweep import RunSpec, SweepPlan
+from scaling_nb.tuning import fit_lr
 
 LAW = ChinchillaLaw(E=1.6, A=60.0, B=220.0, alpha=.45, beta=.40)
 
@@ -657,3 +658,34 @@ def test_a_notebook_becomes_one_page(fits):
     own = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
     assert "secret" not in own and "unseen" not in own and "quiet" not in own and "loud red &lt;tag&gt;" in own
     assert 'class="snb-chart"' in page and "True &lt;b&gt;" in page and "vega-lite/v6.json" in page
+
+
+class TestLearningRate:
+    @pytest.fixture(scope="class")
+    def tuning(self):
+        rows = [dict(size=s, N=n, D=d, lr=lr, loss=2 + .02 * np.log(lr * d ** .2 / .1) ** 2 + .001 * np.sin(9 * lr * d), state="SUCCEEDED")
+                for s, n in ((16, 8_192), (32, 24_576)) for d in (100_000, 400_000) for lr in .0025 * 2. ** np.arange(5)]
+        return fit_lr(pd.DataFrame(rows))
+
+    def test_frame_and_title(self, tuning):
+        frame = ch.lr_frame(tuning)
+        assert frame.kind.value_counts().to_dict() == dict(parabola=100, run=20, minimum=4)
+        low = frame[frame.kind == "minimum"]
+        assert np.allclose(low.lr, tuning.cells.lr) and (low.cost == 0).all() and np.allclose(frame[frame.kind == "parabola"].groupby("cell").cost.min(), 0, atol=1e-3)
+        assert "it falls as D^-0." in titles(ch.plot_lr(tuning)) and "a rate off by a factor of 2 costs" in titles(tuning.plot())
+        drawn(ch.plot_lr(tuning))
+
+    def test_refused_cells_and_failures_are_said(self, tuning):
+        rows = tuning.frame.copy()
+        first = (rows["size"] == 16) & (rows.D == 100_000)
+        rows.loc[first, "loss"] = np.arange(5.)
+        rows.loc[~first & (rows.lr > .03), ["loss", "state"]] = np.nan, "FAILED"
+        chart = ch.plot_lr(fit_lr(rows))
+        assert "no minimum at 8.19k, 100k: the lowest loss is at 0.0025" in titles(chart) and "× 3 failed" in titles(chart)
+        drawn(chart)
+        rows["loss"] = rows["loss"].where(rows["loss"].isna(), -rows.lr + 3)
+        nothing = ch.plot_lr(fit_lr(rows))
+        assert "No size and horizon has its best rate inside" in titles(nothing)
+        drawn(nothing)
+        rows["loss"], rows["state"] = np.nan, "FAILED"
+        drawn(ch.plot_lr(fit_lr(rows)))

@@ -20,6 +20,7 @@ ORDER = {  # module -> what it may import of the package
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"records", "training"},
     "scheduling": {"contracts", "flops", "recipes", "sweep", "records", "training"},
     "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
+    "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
     "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
