@@ -149,11 +149,12 @@ def split_data(
 def to_device(
     x,       # Tensors, or containers of them
     device,  # Where they go
+    **how,   # To `Tensor.to`, such as non_blocking=True
 ):
     "Move a batch; what is no tensor stays as it is."
-    if hasattr(x, "to"): return x.to(device)
-    if isinstance(x, dict): return {k: to_device(v, device) for k, v in x.items()}
-    return type(x)(to_device(v, device) for v in x) if isinstance(x, (tuple, list)) else x
+    if hasattr(x, "to"): return x.to(device, **how)
+    if isinstance(x, dict): return {k: to_device(v, device, **how) for k, v in x.items()}
+    return type(x)(to_device(v, device, **how) for v in x) if isinstance(x, (tuple, list)) else x
 
 def count_tokens(
     targets,  # Targets of a batch, leading dimension = samples
@@ -435,6 +436,8 @@ def check_problem(
         warnings.warn(f"`{problem.size_param}` is the size parameter and stands in `model_kwargs` too: the sweep's value wins over {problem.model_kwargs[problem.size_param]!r}.", stacklevel=2)
     _check_signature(problem)
     _check_loss_signature(problem.loss_fn)
+    if isinstance(problem.loss_fn, torch.nn.Module) and any(p.requires_grad for p in problem.loss_fn.parameters()):
+        warnings.warn("`loss_fn` has parameters of its own, which are not trained: move them into the model.", stacklevel=2)
     if problem.data is None: raise TypeError("`data` must be given: a Dataset, an IterableDataset, a DataLoader or a tuple of tensors (inputs, targets).")
     train, val = split_data(problem)
     batch = first_batch(train); first_batch(val, 1)

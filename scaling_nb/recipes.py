@@ -42,14 +42,18 @@ class Recipe:
 
     def __post_init__(self):
         for k in ("batch_size", "eval_last"):
-            if not isinstance(v := getattr(self, k), (str, tuple)) and not callable(v): object.__setattr__(self, k, operator.index(v))   # an integer of numpy is one
+            if isinstance(v := getattr(self, k), list): object.__setattr__(self, k, tuple(v))
+            elif not isinstance(v, (str, tuple)) and not callable(v): object.__setattr__(self, k, operator.index(v))   # an integer of numpy is one
         if isinstance(self.batch_size, tuple): object.__setattr__(self, "batch_size", tuple((int(t), int(b)) for t, b in self.batch_size))
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
         _check_recipe(self)
 
     def plain(self) -> dict:
-        "As data that can be hashed and stored; a function is its name and the hash of its source."
-        named = lambda v: v.plain() if hasattr(v, "plain") else f"{getattr(v, '__name__', 'function')}:{content_hash(v)}" if callable(v) else v
-        return {k: named(v) for k, v in ((k, getattr(self, k)) for k in self.__dataclass_fields__)}
+        "As data that can be hashed and stored; a function is its name and the hash of its source. Worked out once, where the source is at hand, and kept when the recipe travels to a worker."
+        if "_plain" not in self.__dict__:
+            named = lambda v: v.plain() if hasattr(v, "plain") else f"{getattr(v, '__name__', 'function')}:{content_hash(v)}" if callable(v) else v
+            object.__setattr__(self, "_plain", {k: named(getattr(self, k)) for k in self.__dataclass_fields__})
+        return dict(self._plain)
 
 # %% ../nbs/01a_recipes.ipynb #67b18d56
 def _check_recipe(r: Recipe):
@@ -65,7 +69,8 @@ def _check_recipe(r: Recipe):
     w = r.warmup
     ok = callable(w) or (w == "auto" if isinstance(w, str) else w >= 0 and (w < 1 or w == int(w)))
     must(ok, "warmup", "'auto', a share of the run below 1, a whole number of tokens, or a function (N, D) -> tokens")
-    must(0 <= r.decay <= 1 and (not isinstance(w, float) or w >= 1 or w + r.decay <= 1), "decay", "between 0 and 1, and 1 at most together with a `warmup` that is a share")
+    must(0 <= r.decay <= 1, "decay", "between 0 and 1")
+    must(not isinstance(w, float) or w >= 1 or w + r.decay <= 1, "warmup", f"at most 1 together with `decay` = {r.decay} where it is a share of the run")
     b = r.batch_size
     if isinstance(b, tuple): ok = bool(b) and b[0][0] == 0 and all(n >= 1 for _, n in b) and list(b) == sorted(b)
     else: ok = callable(b) or (b in BATCH_RULES if isinstance(b, str) else b >= 1)
@@ -238,7 +243,8 @@ class Settings:
         seen: float,  # Tokens seen, at the middle of the step
     ) -> float:       # Learning rate over its peak
         "Rise over `warmup`, then stable and a decay to zero (WSD: Hägele et al. 2024, arXiv 2405.18392), or a cosine over the rest of the run, or constant."
-        if callable(self.schedule): return self.schedule(seen/self.D)
+        seen = min(seen, self.D)                                       # the last sample may reach beyond
+        if callable(self.schedule): return float(self.schedule(seen/self.D))
         if seen < self.warmup: return seen/self.warmup
         if self.schedule == "cosine": return .5*(1 + math.cos(math.pi*(seen - self.warmup)/max(1, self.D - self.warmup)))
         left = self.D - seen

@@ -398,7 +398,7 @@ def _run_on_ray(problem, todo, specs, prints, storage, res, view, checkpoint_s):
         live.update(dict(states))
     try:
         live.show()
-        options = dict(compile=res.compile) if alone else dict(workers=res.workers, cpus=res.cpus, gpus=gpus)
+        options = dict(compile=res.compile, **({} if alone else dict(workers=res.workers, cpus=res.cpus, gpus=gpus)))
         with _ctrl_c() as asked: _train_all(pool, todo, (prints, checkpoint_s, options), storage, on_change, {}, asked)
     except KeyboardInterrupt:
         _pause(pool, storage, session)

@@ -242,6 +242,8 @@ def find_optimal(
     from scaling_nb.sweep import plan_sweep
     problem = Problem(model, size_param, data=dataset, val_data=val_dataset, loss_fn=loss_fn, model_kwargs=model_kwargs or {}, val_samples=val_samples)
     storage = open_storage(output_dir)
+    if (storage.read_json("", "study.json") or {}).get("tuning"):
+        raise ValueError(f"{storage.url} holds the runs of `tune_lr`, at rates good and bad, which have no place in a law. Choose another `output_dir`; nothing was changed.")
     if train and not resume and (old := storage.runs()):
         raise ValueError(f"`resume=False` asks for an empty directory, but {storage.url} holds {len(old)} runs. Choose another `output_dir`; nothing was changed.")
     plan = plan_sweep(problem, compute_budgets, recipe=recipe, **plan_options)

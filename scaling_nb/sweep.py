@@ -35,6 +35,9 @@ class RunSpec:
     def __post_init__(self):
         for k in ("N", "D", "flops_per_token"):
             if not getattr(self, k) > 0: raise ValueError(f"`{k}` must be positive, but got {k}={getattr(self, k)!r}.")
+        for k in ("N", "D", "seed"):                                   # an integer of numpy is one, and so is 1e6
+            if getattr(self, k) != int(getattr(self, k)): raise ValueError(f"`{k}` must be a whole number, but got {k}={getattr(self, k)!r}.")
+            object.__setattr__(self, k, int(getattr(self, k)))
         if self.measured_flops_per_token is None: object.__setattr__(self, "measured_flops_per_token", self.flops_per_token)
 
     @property
@@ -356,6 +359,8 @@ def _recipe_notes(problem, cells, recipe, trunks, per):
     if over := [s for s, x in zip(cells, settings) if max(b for at, b in x.batch if at < s.D)*per > max(per, critical_batch(s.D))]:
         notes.append(f"{len(over)} runs have a batch beyond {critical_batch(min(s.D for s in over)):,.0f} tokens, the critical batch of the shortest: "
                      "past it a step wastes FLOPs, and the lower end of the law bends")
+    if long := [x.warmup/x.D for x in settings if x.warmup > .3*x.D]:
+        notes.append(f"warm-up is {max(long):.0%} of the shortest run, and over 30 % of {len(long)} runs: a warm-up copied from longer runs bends the law; 'auto' is relative to each run")
     if trunks and len(cells) > 1 and (why := why_apart(recipe)): notes.append(f"no run shares a trunk: {why}")
     alone = sum(s.D < 10*s.N for s in cells)
     if trunks and recipe.warmup == "auto" and not why_apart(recipe) and alone:

@@ -59,6 +59,36 @@ def test_a_lost_process_costs_a_checkpoint(tmp_path):
     assert r.loss == pytest.approx(train_run(mlp_problem(), spec(), recipe).loss, abs=1e-5)
 
 
+class OnFile:
+    "Asks to stop once a file is there."
+    def __init__(self, path): self.path = path
+    def __call__(self): return self.path.exists()
+
+
+def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
+    "Two things that wait for the other worker if they are not agreed upon."
+    go = tmp_path/"stop"
+
+    class Idle(MLP):
+        def __init__(self, width):
+            super().__init__(width)
+            self.unused = torch.nn.Linear(3, 3)
+        def forward(self, x):
+            self.n = getattr(self, "n", 0) + self.training
+            if self.n == 60: go.touch()
+            return super().forward(x)
+    recipe, problem = Recipe(batch_size=50), mlp_problem(model=Idle)
+    r = train_run(problem, spec(), recipe, storage=tmp_path/"runs", workers=2, should_stop=OnFile(go))
+    assert r.state == "STOPPED" and open_storage(tmp_path/"runs").exists(r.run_id, "checkpoint")
+    go.unlink()
+    r = train_run(problem, spec(), recipe, storage=tmp_path/"runs", workers=1)
+    assert r.state == "SUCCEEDED" and r.loss == pytest.approx(train_run(problem, spec(), recipe).loss, abs=1e-5)
+
+
+def test_workers_need_a_place_that_all_can_write_to():
+    with pytest.raises(ValueError, match="memory of one process"): train_run(mlp_problem(), spec(), Recipe(batch_size=70), workers=2)
+
+
 def test_an_exception_on_one_worker_ends_the_run_with_its_reason(tmp_path):
     class Half(MLP):
         def forward(self, x):

@@ -152,3 +152,8 @@ def test_other_sizes_and_seeds_have_trunks_of_their_own():
 def test_settings_are_stored_as_numbers(rule):
     s = resolve(Recipe(lr=rule), run(), 64).plain()
     assert isinstance(s["lr"], float) and s["D"] == 2_000_000 and all(at < s["D"] for at, _ in s["batch"])
+
+
+def test_lists_are_tuples():
+    r = Recipe(betas=[.9, .95], batch_size=[(0, 4), (100, 8)])
+    assert hash(r) == hash(Recipe(betas=(.9, .95), batch_size=((0, 4), (100, 8)))) and r.plain() == Recipe(batch_size=((0, 4), (100, 8))).plain()
