@@ -23,6 +23,16 @@ def pytest_collection_modifyitems(items):
     items[:] = heavy + [i for i in items if i not in set(heavy)]
 
 
+@pytest.fixture
+def one_thread():
+    "Tiny models are slower on two threads than on one, by far when the other core is busy; and on one their losses are the same to the bit."
+    import torch
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
 @pytest.fixture(scope="session")
 def chromium():
     "One browser for the whole run."

@@ -16,13 +16,7 @@ from scaling_nb.sweep import RunSpec, plan_sweep
 from scaling_nb.training import DivergenceWatch, MockLaw, Trainer, _Indexed, fetch, micro_batch_for, train_run, width_scales
 from scaling_nb.zoo.gpt import GPT
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def spec(D=20_000, size=16, f=3000., **kw): return RunSpec(budget=f*D, size=size, N=500, D=D, flops_per_token=f, **kw)

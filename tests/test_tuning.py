@@ -35,12 +35,7 @@ def one(loss, lrs=LRS, **columns): return pd.DataFrame(dict(size=16, N=8_192, D=
 def status(frame, **kw): return tuple(fit_lr(frame, **kw).cells.iloc[0][["status", "reason"]])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestLaw:

@@ -18,11 +18,7 @@ from scaling_nb.flops import count_params
 from scaling_nb.zoo.data import SKIP, TokenWindows, byte_tokens, stdlib_text
 from scaling_nb.zoo.gpt import GPT, Attention, gpt_for_params, gpt_params, next_token_loss, rms_norm, rotary_tables, rotate
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Tiny models are slower on two threads than on one, by far when the other core is busy."
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def counted(model, T, B=1):
     x = torch.zeros(B, T, dtype=torch.long, device="meta")

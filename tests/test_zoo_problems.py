@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import default_collate
 
-from scaling_nb import Problem, check_problem, count_params, measure_cost, plan_sweep
+from scaling_nb import Problem, Recipe, RunSpec, check_problem, count_params, measure_cost, plan_sweep, train_run
 from scaling_nb.contracts import data_fingerprint
 from scaling_nb.zoo.data import TokenWindows
 from scaling_nb.zoo.gpt import Attention, rms_norm
@@ -23,10 +23,7 @@ from scaling_nb.zoo.images import ShapeImages, draw_shapes, shape_images
 from scaling_nb.zoo.teacher import ResidualMLP, Teacher, TeacherRows, teacher_rows
 from scaling_nb.zoo.vit import ViT, patches
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def trained(model, data, steps, batch, lr, seed=0):
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .95), weight_decay=0, fused=True)
@@ -263,3 +260,14 @@ def test_a_study_can_be_planned(model, both, budgets, multiple):
     plan = plan_sweep(problem, budgets, n_sizes=5, multiple=multiple, speed=None, slots=1)
     assert plan.budgets == budgets and len(plan) >= 8 and plan.unique_tokens == 1 << 40 and not any("more than four times" in n for n in plan.notes)
     for s in plan.specs: assert s.flops_per_token*s.D == pytest.approx(s.budget, rel=1e-3) and s.N == on_meta(model, s.size).matmul_params()
+
+
+@pytest.mark.parametrize("model, both, D, guess", [(ViT, shape_images, 6000, math.log(10)), (ResidualMLP, teacher_rows, 30_000, math.log(10))])
+def test_a_run_on_a_set_that_never_ends(model, both, D, guess):
+    "By the package's own loop, at the full length of a trillion: no table of it is made, and the same run gives the same loss."
+    train, val = both(val=512)
+    problem = Problem(model, "width", data=train, val_data=val, loss_fn=F.cross_entropy)
+    s = RunSpec(0, 16, 1000, D, 6000.)
+    a, b = (train_run(problem, s, Recipe(batch_size=32)) for _ in range(2))
+    assert a.state == "SUCCEEDED" and a.D == D and a.loss == b.loss < guess - .2
+    if model is ResidualMLP: assert a.loss > val.irreducible_loss()[0]

@@ -19,9 +19,7 @@ seeds, streams = st.integers(-(1 << 70), 1 << 70), st.integers(-(1 << 63), (1 <<
 numbers = st.lists(st.integers(0, (1 << 63) - 1), min_size=1, max_size=20)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def splitmix(x):
     "The reference's finaliser, in Python's own integers."
