@@ -48,6 +48,7 @@ class FollowedRun:
     attempt: int = 0
     reason: str = ""
     final: float = math.nan                        # Held-out loss, once there is a result
+    spent: float = math.nan                        # FLOPs it took, once it has ended; less than C for a branch of a trunk
     offset: int = 0                                # Bytes of metrics.jsonl that were read
     steps: list = field(default_factory=list)
     tokens: list = field(default_factory=list)
@@ -173,6 +174,7 @@ def _poll_run(self, run) -> bool:
         if not run.stored and (spec := self.storage.read_json(run.run_id, "spec.json")):
             run.stored, run.about = True, {**run.about, "mock": bool(spec.get("mock"))}
         run.attempt, run.final, run.reason = (attempt or {}).get("attempt", 0), math.nan, ""
+        run.spent = float((result or failure or {}).get("flops_measured") or math.nan)
         if result:
             run.state, run.final = "SUCCEEDED", float(result.get("loss") or math.nan)
         elif failure:
@@ -208,8 +210,8 @@ RunTail._poll_run, RunTail.poll = _poll_run, _poll
 def _tail_frame(self) -> pd.DataFrame:
     "One row a run, in the order of budgets and sizes."
     rows = [dict(run_id=r.run_id, budget=r.about["budget"], size=r.about["size"], N=r.about["N"], D=r.about["D"], C=r.about["C"], state=r.state, progress=r.share,
-                 train_loss=r.losses[-1] if r.losses else math.nan, loss=r.final, attempt=r.attempt, reason=r.reason, mock=r.about["mock"]) for r in self.runs.values()]
-    columns = ["run_id", "budget", "size", "N", "D", "C", "state", "progress", "train_loss", "loss", "attempt", "reason", "mock"]
+                 train_loss=r.losses[-1] if r.losses else math.nan, loss=r.final, attempt=r.attempt, reason=r.reason, mock=r.about["mock"], spent=r.spent) for r in self.runs.values()]
+    columns = ["run_id", "budget", "size", "N", "D", "C", "state", "progress", "train_loss", "loss", "attempt", "reason", "mock", "spent"]
     return pd.DataFrame(rows, columns=columns).sort_values(["budget", "N"], ignore_index=True)
 
 # %% ../nbs/10_widgets.ipynb #d8c226a0
@@ -252,7 +254,8 @@ def status_text(
     total = frame.C.sum()
     share = float((frame.C * frame.progress).sum() / total) if total else 0.0
     text = f"{n.get('SUCCEEDED', 0)} of {len(frame)} runs done" + "".join(", " + w for w in words)
-    text += f"; {math.floor(100 * share)} % of {sci_format(total, 2)} FLOPs" if share < 1 else f"; {sci_format(total, 2)} FLOPs"
+    spent = frame.spent.sum() if "spent" in frame and frame.spent.notna().all() else total     # less than planned where runs shared their beginning
+    text += f"; {math.floor(100 * share)} % of {sci_format(total, 2)} FLOPs" if share < 1 else f"; {sci_format(spent, 2)} FLOPs"
     return text + (f"; about {format_seconds(left)} left" if left is not None else "")
 
 # %% ../nbs/10_widgets.ipynb #b80dc463

@@ -375,3 +375,16 @@ view.close();
     assert [sorted(o.data) for o in outputs] == [["text/html", "text/plain"], ["application/vnd.vegalite.v5+json", "image/svg+xml", "text/plain"]]
     assert outputs[0].data["text/plain"] == "6 of 6 runs done; 7.6e9 FLOPs"
     assert len(json.dumps(nb)) < 200_000, "the widget's JavaScript was saved with the notebook"
+
+
+def test_a_finished_sweep_says_what_it_spent(tmp_path):
+    "Branches of a trunk cost less than their C; a run that does not say keeps the sum at what was planned."
+    storage = open_storage(tmp_path)
+    for run in SPECS:
+        begin(storage, run)
+        write(storage, run, 1, 60)
+        finish(storage, run)
+        storage.write_json(run, "result.json", {**storage.read_json(run, "result.json"), "flops_measured": 1e9})
+    tail = wd.RunTail(storage, SPECS)
+    tail.poll()
+    assert wd.status_text(tail.frame()) == "6 of 6 runs done; 6.0e9 FLOPs"
