@@ -16,7 +16,7 @@ import torch
 
 from .contracts import first_batch, split_data, to_device
 from .records import Storage
-from .training import Trainer, _attempt, _kept_rng, begin_attempt
+from .training import Trainer, _attempt, _kept_rng, begin_attempt, begin_retry
 
 # %% ../nbs/04a_parallel.ipynb #3e82ba5b
 def _together(t: Trainer):
@@ -85,8 +85,9 @@ def attempt_on_workers(
         job = dict(run=cloudpickle.dumps((problem, spec, recipe, a, leave, options)), storage=storage, key=key, threads=max(1, int(cpus)), gpus=gpus,
                    path=tuple(os.path.abspath(p) for p in sys.path))
         why = _fit(job, workers, cpus, gpus)
-        now = storage.read_json(key, "attempt.json") or {}
-        if now.get("stopped") or now.get("lr_scale") != a["lr_scale"] or any(storage.exists(key, name) for name in ("result.json", "failure.json")): return
+        end = storage.read_json(key, "failure.json")
+        if end and end.get("diverged") and recipe.retry_diverged and a["lr_scale"] == 1: return begin_retry(storage, key, end["reason"])
+        if end or storage.exists(key, "result.json") or (storage.read_json(key, "attempt.json") or {}).get("stopped"): return
     storage.write_json(key, "failure.json", dict(reason=f"its workers died {MAX_STARTS} times: {why}", tokens=0))
 
 def _fit(job, workers, cpus, gpus) -> str:

@@ -49,11 +49,12 @@ class Recipe:
         _check_recipe(self)
 
     def plain(self) -> dict:
-        "As data that can be hashed and stored; a function is its name and the hash of its source. Worked out once, where the source is at hand, and kept when the recipe travels to a worker."
-        if "_plain" not in self.__dict__:
-            named = lambda v: v.plain() if hasattr(v, "plain") else f"{getattr(v, '__name__', 'function')}:{content_hash(v)}" if callable(v) else v
-            object.__setattr__(self, "_plain", {k: named(getattr(self, k)) for k in self.__dataclass_fields__})
-        return dict(self._plain)
+        "As data that can be hashed and stored; a function is its name and the hash of its source."
+        if "_plain" in self.__dict__: return dict(self._plain)      # in a worker, where a function of a notebook has no source any more
+        named = lambda v: v.plain() if hasattr(v, "plain") else f"{getattr(v, '__name__', 'function')}:{content_hash(v)}" if callable(v) else v
+        return {k: named(getattr(self, k)) for k in self.__dataclass_fields__}
+
+    def __getstate__(self): return {**self.__dict__, "_plain": self.plain()}
 
 # %% ../nbs/01a_recipes.ipynb #67b18d56
 def _check_recipe(r: Recipe):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BEGIN', 'COMPILE_PAYS_S', 'seed_all', 'width_scales', 'make_optimizer', 'fetch', 'Diverged',
            'DivergenceWatch', 'Trainer', 'MockLaw', 'Stopped', 'describe_run', 'free_memory', 'micro_batch_for',
-           'train_run', 'begin_attempt']
+           'train_run', 'begin_attempt', 'begin_retry']
 
 # %% ../nbs/04_training.ipynb #a7f9bd18
 import contextlib
@@ -34,8 +34,12 @@ from .sweep import RunSpec
 def seed_all(
     seed: int,
 ):
-    "Seed everything that a model or a dataset may draw from."
+    "Seed everything that a model may draw from."
     torch.manual_seed(seed); random.seed(seed); np.random.seed(seed % 2**32)
+
+def _seed_data(seed: int):
+    "Seed what a data set may draw from, and leave the generators of GPUs to the model."
+    torch.default_generator.manual_seed(seed); random.seed(seed); np.random.seed(seed % 2**32)
 
 def _rng_state(
     device: str = "cpu",  # The GPU whose generator counts, too
@@ -60,7 +64,7 @@ def _kept_rng(
     "Whatever is drawn inside leaves the random generators of Python, numpy and torch as they were."
     state = _rng_state(device)
     try:
-        if seed is not None: seed_all(seed)
+        if seed is not None: (_seed_data if device == "cpu" else seed_all)(seed)
         yield
     finally: _set_rng_state(state, device)
 
@@ -166,7 +170,7 @@ def fetch(
 class _Streamed:
     "Samples of a stream in its own order, again from the start when it ends."
     def __init__(self, data, seed):
-        self.data, self.seed, self.loader, self.position, self.epoch = data, seed, isinstance(data, torch.utils.data.DataLoader), 0, -1
+        self.data, self.seed, self.loader, self.position, self.epoch = _fresh(data), seed, isinstance(data, torch.utils.data.DataLoader), 0, -1
         with _kept_rng(seed=seed):
             self._restart()
             self.rng = _rng_state()          # its own random numbers: what the model draws does not move the stream, nor the stream the model
@@ -200,10 +204,17 @@ class _Streamed:
         self.position += len(targets)
         return inputs, targets
 
+def _fresh(data):
+    "A loader whose workers, if it keeps any, are its own and begin anew; anything else as it is."
+    if not isinstance(data, torch.utils.data.DataLoader): return data
+    data = copy.copy(data)
+    data._iterator = None
+    return data
+
 def _seed_loader(data, seed: int):
     "Seed all that a loader shuffles with: the global generators, and one of its own."
-    seed_all(seed)
-    for holder in (data, getattr(data, "sampler", None)):
+    _seed_data(seed)
+    for holder in (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)):
         if isinstance(g := getattr(holder, "generator", None), torch.Generator): g.manual_seed(seed)
 
 # %% ../nbs/04_training.ipynb #93efa040
@@ -238,6 +249,11 @@ class DivergenceWatch:
         return f"the training loss rose to {loss:.3g} after a best of {self.best:.3g}" if spike else f"the norm of the gradient rose to {norm:.3g} from {self.norm:.3g}"
 
 # %% ../nbs/04_training.ipynb #761a305d
+def _resolved(device: str | None) -> str:
+    "The device by its full name: the GPU where there is one, else the CPU, when None."
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+
 class Trainer:
     "One run, step by step. The same seed gives the same losses, bitwise on a CPU with the same number of threads."
     def __init__(self,
@@ -252,9 +268,8 @@ class Trainer:
         world: int = 1,                # How many they are
     ):
         self.spec, self.recipe, self.micro_batch, self.lr_scale, self.rank, self.world = spec, recipe or Recipe(), micro_batch, lr_scale, rank, world
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _resolved(device)
         self.cuda = self.device.startswith("cuda")
-        if self.device == "cuda": self.device = f"cuda:{torch.cuda.current_device()}"
         self.problem = replace(problem, loss_fn=copy.deepcopy(problem.loss_fn).to(self.device)) if isinstance(problem.loss_fn, torch.nn.Module) else problem   # class weights live with the model
         self.train, self.val = split_data(problem)
         self.per, self.bytes_per_token = tokens_per_sample(problem), bytes_per_token(problem)
@@ -270,6 +285,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.problem, self.model, self.spec, self.recipe, self.settings)
         for g in self.optimizer.param_groups: g["peak_lr"] *= self.lr_scale
         self.params = [p for g in self.optimizer.param_groups for p in g["params"]]
+        if self.rank: seed_all(self.spec.seed + 1_000_003*self.rank)   # the weights are the same everywhere, dropout is not
         self.steps = self.samples = self.branched = 0   # `branched`: tokens that were trained as part of another run
         self.watch, self.evals, self.compiled = DivergenceWatch(), [], False
         self._unread, self._line, self._block, self._ends, self._ahead = [], [], [], [], None
@@ -279,8 +295,10 @@ class Trainer:
 
     def compile(self,
         mode: str = "default",  # Of torch.compile; "reduce-overhead" replays CUDA graphs
+        fall_back: bool = False,  # Go on without where there is no compiler
     ):
         "Compile the model's forward and backward pass: faster steps after a wait of half a minute or more, and another rounding."
+        torch._dynamo.config.suppress_errors = fall_back
         torch._dynamo.reset()                    # a process that trains many sizes would come to the limit of what is compiled of one class
         self.net, self.compiled = torch.compile(self.net, mode=mode), True
         return self
@@ -289,10 +307,11 @@ class Trainer:
     def matmuls(self, exact: bool):
         "On a GPU, products of float32 as TF32 inside, or exact; as it was before, outside."
         if not self.cuda: yield; return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest" if exact or self.recipe.precision == "float32" else "high")
+        exact, cudnn = exact or self.recipe.precision == "float32", torch.backends.cudnn
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest" if exact else "high"); cudnn.allow_tf32 = not exact
         try: yield
-        finally: torch.set_float32_matmul_precision(before)
+        finally: torch.set_float32_matmul_precision(before[0]); cudnn.allow_tf32 = before[1]
 
     @property
     def tokens(self) -> int: return self.samples*self.per
@@ -305,22 +324,28 @@ def _cut(x, start, stop):
     if isinstance(x, dict): return {k: _cut(v, start, stop) for k, v in x.items()}
     return type(x)(_cut(v, start, stop) for v in x) if isinstance(x, (tuple, list)) else x[start:stop]
 
+def _left(self, settings: Settings, position: int) -> int:
+    "Samples from `position` to the end of a run with these settings."
+    return -(-(settings.D - position*self.per)//self.per)
+
+def _whole(self, settings: Settings) -> int:
+    "Samples of the next step, if the run does not end there; of a loader, whose batches have a size of their own, at most so many."
+    return settings.samples(self.tokens) if not getattr(self.data, "loader", False) else self.data.data.batch_size or _left(self, settings, self.samples)
+
 def _count(self, settings: Settings) -> int:
-    "Samples of the next step of a run with these settings; of a loader, whose batches have a size of their own, at most so many."
-    left = -(-(settings.D - self.tokens)//self.per)
-    return min(left, settings.samples(self.tokens) if not getattr(self.data, "loader", False) else self.data.data.batch_size or left)
+    "Samples of the next step of a run with these settings."
+    return min(_left(self, settings, self.samples), _whole(self, settings))
 
 def _load_batch(self, position, n):
-    "(inputs, targets, samples in the whole step), this process's share of it, on the device."
-    if isinstance(self.data, _Indexed):
-        lo, hi = n*self.rank//self.world, n*(self.rank + 1)//self.world
-        inputs, targets = self.data.take(position + lo, max(1, hi - lo))      # with nothing to do, one sample that will not count
-    else:
+    "(inputs, targets, samples in the whole step), this process's share of it, on the device. With nothing to do, that is one sample which will not count."
+    share = lambda n: (lo := n*self.rank//self.world, max(lo + 1, n*(self.rank + 1)//self.world))
+    if isinstance(self.data, _Indexed) and _gathers(self.data.data):
+        lo, hi = share(n)
+        inputs, targets = self.data.take(position + lo, hi - lo)
+    else:                                # read in order, or drawing as it reads: each process reads all and keeps its part
         inputs, targets = self.data.take(position, n)
-        left = -(-(self.spec.D - position*self.per)//self.per)
-        n = min(left, len(targets))
-        lo, hi = n*self.rank//self.world, n*(self.rank + 1)//self.world
-        inputs, targets = _cut(inputs, lo, max(lo + 1, hi)), _cut(targets, lo, max(lo + 1, hi))
+        n = min(_left(self, self.settings, position), len(targets))
+        inputs, targets = (_cut(x, *share(n)) for x in (inputs, targets))
     if self.cuda: inputs, targets = _pinned(inputs), _pinned(targets)
     return to_device(inputs, self.device, non_blocking=self.cuda), to_device(targets, self.device, non_blocking=self.cuda), n
 
@@ -348,7 +373,7 @@ def _backward(self, inputs, targets, n) -> torch.Tensor:  # This process's part 
     "Forward and backward over the batch, micro-batch by micro-batch."
     here = len(targets)
     parts = [(i, min(i + m, here)) for i in range(0, here, m)] if (m := self.micro_batch) and m < here else [(0, here)]
-    net = self.model if self.compiled and self.world == 1 and n < self.settings.samples(self.tokens) else self.net   # for a last batch that was cut, nothing is compiled
+    net = self.model if self.compiled and self.world == 1 and n < _whole(self, self.settings) else self.net   # for a last batch that was cut, nothing is compiled
     idle, total = n*(self.rank + 1)//self.world == n*self.rank//self.world, None
     for k, (i, j) in enumerate(parts):
         x, y = (inputs, targets) if len(parts) == 1 else (_cut(inputs, i, j), _cut(targets, i, j))
@@ -425,7 +450,7 @@ Trainer.read, Trainer.mean_loss = _read, _line_mean
 def _held_out(data, n: int, batch: int):
     "Batches of `n` held-out samples: the first of a stream, evenly spaced ones of a finite set."
     if is_stream(data):
-        seen, loader = 0, data if isinstance(data, torch.utils.data.DataLoader) else torch.utils.data.DataLoader(data, batch_size=batch)
+        seen, loader = 0, _fresh(data) if isinstance(data, torch.utils.data.DataLoader) else torch.utils.data.DataLoader(data, batch_size=batch)
         for b in loader:
             yield as_pair(b)
             seen += len(as_pair(b)[1])
@@ -563,7 +588,7 @@ class _Clock:
     Where several processes train a run, the first decides for all; they hear of it about once a second, at a step that all know beforehand."""
     def __init__(self, t: Trainer, hooks: _Hooks):
         self.t, self.hooks, self.cost, self.first, self.lap, self.stop = t, hooks, 0.0, t.steps, None, False
-        self.saved = self.heard = time.monotonic()
+        self.saved = self.begun = time.monotonic()
         self.next = t.steps + 1
 
     def look(self) -> tuple:  # (stop, save)
@@ -573,7 +598,7 @@ class _Clock:
         due = time.monotonic() - self.saved > max(self.hooks.checkpoint_s, 50*self.cost)
         if self.t.world == 1: return self.stop, by_step or due
         if self.t.steps < self.next and not self.t.done: return False, by_step
-        each = (time.monotonic() - self.heard)/max(1, BLOCK if self.t.steps == self.first else self.t.steps - self.first)
+        each = (time.monotonic() - self.begun)/max(1, self.t.steps - self.first)
         word = torch.tensor([float(self.stop), float(due), min(1000., max(1., 1/max(each, 1e-4)))], device=self.t.device)
         torch.distributed.broadcast(word, 0)
         stop, due, wait = word.tolist()
@@ -592,8 +617,7 @@ class _Clock:
         torch.cuda.synchronize(self.t.device)
         if done == 10: self.lap = time.monotonic(), self.t.tokens
         elif (time.monotonic() - self.lap[0])/(self.t.tokens - self.lap[1])*(self.t.spec.D - self.t.tokens) > COMPILE_PAYS_S:
-            torch._dynamo.config.suppress_errors = True    # nobody asked: where there is no compiler the run goes on without
-            self.t.compile()
+            self.t.compile(fall_back=True)                 # nobody asked for it
 
 def _train(t: Trainer, hooks: _Hooks):
     "Run the trainer to its end."
@@ -601,9 +625,12 @@ def _train(t: Trainer, hooks: _Hooks):
     branches = [b for b in hooks.branches if t.steps == 0 or not b.due(t)]     # one that should have parted before we stopped trains by itself
     clock = _Clock(t, hooks)
     if hooks.compile and hooks.compile != "auto": t.compile("default" if hooks.compile is True else hooks.compile)
+    def part():
+        while branches and not t.done and branches[0].due(t): branches.pop(0).leave()
+    part()
     while not t.done:
-        while branches and branches[0].due(t): branches.pop(0).leave()
         t.step()
+        part()                                   # before a checkpoint: whoever resumes from it finds the branch left
         if not t.cuda or t.steps % BLOCK == 0 or t.done: t.read()
         if t.tokens >= lines[0]: hooks.log(dict(step=t.steps, tokens=t.tokens, loss=t.mean_loss(), lr=t.optimizer.param_groups[-1]["lr"]))
         while lines and lines[0] <= t.tokens: lines.pop(0)
@@ -688,7 +715,7 @@ def train_run(
     storage.write_json(key, "spec.json", info)
     leave = [(describe_run(problem, b, recipe, mock, prints, per), b) for b in branches]
     options = dict(device=device, should_stop=should_stop, checkpoint_s=checkpoint_s, checkpoint_steps=checkpoint_steps, compile=compile)
-    with _kept_rng():
+    with _kept_rng(_resolved(device) if not mock else "cpu"):
         if mock: _mock_attempt(spec, mock, storage, key, begin_attempt(storage, key))
         else:
             attempt = _attempt if workers == 1 else _on_workers(workers, cpus, gpus, storage)
@@ -720,6 +747,11 @@ def begin_attempt(
     storage.remove(key, "failure.json")
     storage.write_json(key, "attempt.json", a)
     return a
+
+def begin_retry(storage: Storage, key: str, why: str):
+    "Mark that a run which diverged is tried again, at half the learning rate."
+    storage.remove(key, "checkpoint")            # before the attempt is marked: one that is killed in between starts anew
+    begin_attempt(storage, key, lr_scale=.5, retry_of=why)
 
 def _mock_attempt(spec, law, storage, key, a):
     "A run that costs nothing."
@@ -756,10 +788,7 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
         if first: storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
         if isinstance(e, KeyboardInterrupt): raise
     except Exception as e:   # whatever the user's code raises, it is this run that failed, and the sweep goes on
-        if isinstance(e, Diverged) and recipe.retry_diverged and a["lr_scale"] == 1:
-            if first:
-                storage.remove(key, "checkpoint")                # before the attempt is marked: one that is killed in between starts anew
-                begin_attempt(storage, key, lr_scale=.5, retry_of=str(e))
+        if isinstance(e, Diverged) and recipe.retry_diverged and a["lr_scale"] == 1 and world == 1: begin_retry(storage, key, str(e))
         elif world == 1 or not _lost_peer(e): storage.write_json(key, "failure.json", _failure(e, t, spec, a, wall()))
         if world > 1: raise
     finally:
@@ -782,8 +811,11 @@ def _finish(t: Trainer, storage, key, a, wall):
     t.evals.append(list(t.evaluate()))
     loss, std = float(np.mean([x for x, _ in t.evals])), t.evals[-1][1]
     if not math.isfinite(loss): raise Diverged(f"the held-out loss is {loss} after {t.tokens:,} tokens")
-    if (end := np.mean(t._ends[1:] or t._ends)) > 1.2*t._ends[0] and loss > 1.2*(begin := Trainer(t.problem, t.spec, t.recipe, t.device).evaluate()[0]):   # too early for the watch to see
-        raise Diverged(f"the training loss ended at {end:.3g} and the held-out loss at {loss:.3g}, above the {begin:.3g} of the untrained model. Lower `lr`, or raise `warmup`.")
+    far_above = lambda x, start: x > start + .2*abs(start)
+    if far_above(end := float(np.mean(t._ends[1:] or t._ends)), t._ends[0]):           # too early for the watch to see, or a run too short for it
+        begin = Trainer(t.problem, t.spec, t.recipe, t.device, micro_batch=t.micro_batch).evaluate()[0]
+        if far_above(loss, begin):
+            raise Diverged(f"the training loss ended at {end:.3g} and the held-out loss at {loss:.3g}, above the {begin:.3g} of the untrained model. Lower `lr`, or raise `warmup`.")
     how = dict(torch=torch.__version__, threads=torch.get_num_threads(), device=t.device, workers=t.world, lr=max(g["peak_lr"] for g in t.optimizer.param_groups), bf16=t.bf16,
                compiled=t.compiled, micro_batch=t.micro_batch, memory=torch.cuda.max_memory_allocated(t.device) if t.cuda else None)
     storage.write_json(key, "result.json", dict(

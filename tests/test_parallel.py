@@ -85,6 +85,14 @@ def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
     assert r.state == "SUCCEEDED" and r.loss == pytest.approx(train_run(problem, spec(), recipe).loss, abs=1e-5)
 
 
+def test_a_run_that_diverges_is_tried_again_by_all(tmp_path):
+    class Fragile(MLP):
+        def forward(self, x): return super().forward(x)/(self.layers[4].bias.abs().max() < .53)
+    wild = Recipe(batch_size=64, optimizer=lambda p: torch.optim.SGD(p, lr=1.), retry_diverged=True, clip=None)
+    r = train_run(mlp_problem(model=Fragile), spec(20_000), wild, storage=tmp_path, workers=2)
+    assert r.state == "SUCCEEDED" and r.attempt == 2 and r.reason.startswith("at half the learning rate")
+
+
 def test_workers_need_a_place_that_all_can_write_to():
     with pytest.raises(ValueError, match="memory of one process"): train_run(mlp_problem(), spec(), Recipe(batch_size=70), workers=2)
 
@@ -105,6 +113,18 @@ def test_a_sweep_of_runs_on_two_workers_each(tmp_path):
     assert (runs.frame.state == "SUCCEEDED").all() and len(runs.L) == 1
     assert {open_storage(tmp_path).read_json(i, "result.json")["workers"] for i in runs.ids} == {2}
     with pytest.raises(ValueError, match="asks for 2000 CPUs"): run_sweep(mlp_problem(), plan, Recipe(batch_size=60), storage=tmp_path, resources=Resources(cpus=1000, workers=2), view=False)
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self): return 100
+    def __getitem__(self, i): return torch.full((8,), float(i)) + torch.rand(8), torch.tensor(i % 4)
+
+
+def test_what_draws_as_it_reads_is_drawn_as_by_one():
+    "Without processes: each rank's part of a batch, and all parts together."
+    problem = mlp_problem(data=Augmented(), val_data=xy(8))
+    whole, *parts = [Trainer(problem, spec(100), Recipe(batch_size=16), device="cpu", rank=r, world=w)._next_batch()[0] for r, w in ((0, 1), (0, 3), (1, 3), (2, 3))]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_a_loader_is_shared_out(tmp_path):

@@ -697,11 +697,36 @@ def test_a_last_sample_that_reaches_beyond_the_end_has_no_negative_rate():
         assert len(rates) == 2 and min(rates) >= 0
 
 
-def test_a_function_of_the_notebook_is_hashed_where_its_source_is():
-    "In a worker there is only its byte code; the recipe brings along what it was called."
+def test_a_function_of_the_notebook_is_hashed_where_its_source_is(monkeypatch):
+    "In a worker there is only its byte code; the recipe brings along what it was called. At home it is looked at each time."
     from ray import cloudpickle
+
+    from scaling_nb import recipes
     recipe = Recipe(lr=lambda N, D: .01, optimizer=lambda p: torch.optim.SGD(p, lr=.1))
-    plain = recipe.plain()
-    far = cloudpickle.loads(cloudpickle.dumps(recipe))
-    far.lr.__globals__["unseen"] = 1
-    assert far.plain() == plain and far._plain == plain
+    plain, wire = recipe.plain(), cloudpickle.dumps(recipe)
+    monkeypatch.setattr(recipes, "content_hash", lambda f: "changed")
+    assert cloudpickle.loads(wire).plain() == plain != recipe.plain()
+
+
+def test_losses_below_zero_are_no_failure():
+    "Such as a density: what counts is that the loss fell."
+    problem = mlp_problem(loss_fn=lambda out, y: .02*nn.functional.cross_entropy(out, y) - 1)
+    assert train_run(problem, spec(D=2000), Recipe(batch_size=16)).state == "SUCCEEDED"
+
+
+def test_a_loader_that_keeps_its_workers_gives_the_same_run_twice_and_travels_on():
+    from ray import cloudpickle
+    loader = DataLoader(Augmented(), batch_size=25, num_workers=1, persistent_workers=True)
+    problem = mlp_problem(data=loader, val_data=loader, val_samples=50)
+    losses = [train_run(problem, spec(D=500), Recipe(batch_size=25)).loss for _ in range(2)]
+    assert losses[0] == losses[1] and cloudpickle.dumps(problem)
+
+
+def test_a_stop_at_a_parting_keeps_the_branch(tmp_path):
+    recipe = Recipe(batch_size=10, warmup=100)
+    for stopped_at in range(78, 83):                                          # 1000 tokens part at 800: step 80
+        where, calls = tmp_path/str(stopped_at), iter(range(1, 10**9))
+        for stop in (lambda calls=calls, at=stopped_at: next(calls) == at, None):
+            train_run(mlp_problem(), spec(D=2000), recipe, storage=where, branches=(spec(D=1000),), should_stop=stop)
+        branch = train_run(mlp_problem(), spec(D=1000), recipe, storage=where)
+        assert branch.flops_measured < .25*branch.C and branch.loss == train_run(mlp_problem(), spec(D=1000), recipe).loss
