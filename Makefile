@@ -1,4 +1,4 @@
-# make demo   train a small sweep on real text and read the answer (about 5 minutes with the install)
+# make demo   train a small sweep on real text and read the answer (about 3 minutes with the install)
 # make test   everything CI runs
 # make lab    JupyterLab on the quickstart
 # All three set themselves up in .venv; nothing is done twice.
