@@ -14,7 +14,7 @@ import traceback
 
 import torch
 
-from .contracts import first_batch, split_data, to_device
+from .contracts import first_batch, to_device
 from .records import Storage
 from .training import Trainer, _attempt, _kept_rng, begin_attempt, begin_retry
 
@@ -27,7 +27,7 @@ def _together(t: Trainer):
 def _some_idle(t: Trainer) -> bool:
     "Are there parameters that a step gives no gradient? The exchange would wait for them."
     with _kept_rng(t.device):
-        inputs, targets = first_batch(split_data(t.problem)[0], 1)
+        inputs, targets = first_batch(t.train, 1)
         t.model.eval()
         t.problem.loss(t.model, to_device(inputs, t.device), to_device(targets, t.device)).backward()
     idle = any(p.grad is None for p in t.model.parameters() if p.requires_grad)

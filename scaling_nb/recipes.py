@@ -80,6 +80,8 @@ def _check_recipe(r: Recipe):
     must(r.precision in ("auto", "bf16", "float32"), "precision", "'auto', 'bf16' or 'float32'")
 
 # %% ../nbs/01a_recipes.ipynb #e5931561
+_SCALE, _POWER = .58, .571   # of Step Law's batch
+
 def step_law_lr(
     N: float,  # Parameters, without embeddings
     D: float,  # Tokens
@@ -91,7 +93,7 @@ def step_law_batch(
     D: float,  # Tokens
 ) -> float:    # Tokens a step
     "$0.58\\, D^{0.571}$ (Step Law, Li et al. 2025, arXiv 2503.04715)."
-    return .58*D**.571
+    return _SCALE*D**_POWER
 
 def deepseek_lr(
     C: float,  # FLOPs, without embeddings
@@ -281,7 +283,7 @@ def _batch_table(recipe: Recipe, N, D, C, per) -> tuple:
     b = recipe.batch_size
     if isinstance(b, tuple): return b
     if b == "auto":
-        starts = [0, *(math.ceil((per*2**k/.58)**(1/.571)) for k in range(1, _DOUBLINGS))]
+        starts = [0, *(math.ceil((per*2**k/_SCALE)**(1/_POWER)) for k in range(1, _DOUBLINGS))]
         return tuple((t, 2**k) for k, t in enumerate(starts))
     if isinstance(b, str) or callable(b):
         tokens = dict(step_law=lambda: step_law_batch(D), deepseek=lambda: deepseek_batch(C), olmo=lambda: olmo_batch(N))[b]() if isinstance(b, str) else b(N, D)

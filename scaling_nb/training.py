@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from .contracts import Problem, as_pair, bytes_per_token, fingerprint, is_stream, split_data, to_device, tokens_per_sample
+from .contracts import Problem, as_pair, bytes_per_token, fingerprint, fixed_seed, is_stream, split_data, to_device, tokens_per_sample
 from .flops import growing_weights, measure_cost, roles_at
 from .recipes import Recipe, Settings, resolve, trunk_of
 from .records import MetricsLog, RunRecord, Storage, bind_storage, group_id, open_storage, read_record, recipe_id, run_id
@@ -59,13 +59,10 @@ def _set_rng_state(s: dict, device: str = "cpu"):
 @contextlib.contextmanager
 def _kept_rng(
     device: str = "cpu",
-    seed: int | None = None,  # Seed the generators inside
 ):
     "Whatever is drawn inside leaves the random generators of Python, numpy and torch as they were."
     state = _rng_state(device)
-    try:
-        if seed is not None: (_seed_data if device == "cpu" else seed_all)(seed)
-        yield
+    try: yield
     finally: _set_rng_state(state, device)
 
 # %% ../nbs/04_training.ipynb #8afe8aa1
@@ -143,7 +140,7 @@ class _Indexed:
     def take(self, position, k):
         "`k` samples from `position` on, as a batch. What a data set draws at random depends on the seed and the place alone."
         if _gathers(self.data): return fetch(self.data, self.index(position, k))
-        with _kept_rng(seed=(1_000_003*self.seed + position) % 2**63): return fetch(self.data, self.index(position, k))
+        with fixed_seed((1_000_003*self.seed + position) % 2**63): return fetch(self.data, self.index(position, k))
 
 def _unwrapped(data) -> tuple:
     "(the data set under the subsets, which of its samples they keep, or None for all)."
@@ -171,7 +168,7 @@ class _Streamed:
     "Samples of a stream in its own order, again from the start when it ends."
     def __init__(self, data, seed):
         self.data, self.seed, self.loader, self.position, self.epoch = _fresh(data), seed, isinstance(data, torch.utils.data.DataLoader), 0, -1
-        with _kept_rng(seed=seed):
+        with _kept_rng():
             self._restart()
             self.rng = _rng_state()          # its own random numbers: what the model draws does not move the stream, nor the stream the model
 
@@ -468,7 +465,7 @@ def _evaluate(self) -> tuple:  # (mean loss, its standard error), nats per token
     "Held-out loss of the model as it is."
     self.model.eval()
     losses, sizes = [], []
-    with torch.no_grad(), _kept_rng(self.device, self.problem.seed), self.matmuls(exact=True):   # not in inference mode: a model may keep a tensor it made here
+    with torch.no_grad(), fixed_seed(self.problem.seed), self.matmuls(exact=True):   # not in inference mode: a model may keep a tensor it made here
         _seed_loader(self.val, self.problem.seed)
         for inputs, targets in _held_out(self.val, self.problem.val_samples, _eval_batch(self)):
             losses.append(self.problem.loss(self.model, to_device(inputs, self.device), to_device(targets, self.device)).double()); sizes.append(len(targets))
@@ -483,7 +480,7 @@ Trainer.evaluate = _evaluate
 # %% ../nbs/04_training.ipynb #4e0adde7
 def _unboxed(x):
     "Numbers of numpy as those of Python: a checkpoint that holds others could not be read with `weights_only`."
-    if isinstance(x, dict): return type(x)((k, _unboxed(v)) for k, v in x.items()) if type(x) is not dict else {k: _unboxed(v) for k, v in x.items()}
+    if isinstance(x, dict): return type(x)((k, _unboxed(v)) for k, v in x.items())
     if isinstance(x, (list, tuple)): return type(x)(_unboxed(v) for v in x) if type(x) in (list, tuple) else x
     return x.item() if isinstance(x, np.generic) else x
 
