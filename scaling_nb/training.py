@@ -20,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -288,6 +289,8 @@ class Trainer:
         self._unread, self._line, self._block, self._ends, self._ahead = [], [], [], [], None
         return self
 
+    def on_batch(self): "Called after each held-out batch; whoever watches for hangs puts a function of its own here."
+
     def _open(self): self.data = (_Streamed if is_stream(self.train) else _Indexed)(self.train, self.spec.seed)
 
     def compile(self,
@@ -469,6 +472,7 @@ def _evaluate(self) -> tuple:  # (mean loss, its standard error), nats per token
         _seed_loader(self.val, self.problem.seed)
         for inputs, targets in _held_out(self.val, self.problem.val_samples, _eval_batch(self)):
             losses.append(self.problem.loss(self.model, to_device(inputs, self.device), to_device(targets, self.device)).double()); sizes.append(len(targets))
+            self.on_batch()
         losses = torch.stack(losses).cpu().numpy()
     self.model.train()
     w = np.array(sizes)/sum(sizes)
@@ -571,6 +575,7 @@ class _Hooks:
     log: Callable                       # row -> None
     checkpoint: Callable                # () -> None
     should_stop: Callable | None = None
+    on_progress: Callable | None = None
     checkpoint_s: float = 30
     checkpoint_steps: int | None = None
     compile: bool | str = "auto"
@@ -622,11 +627,14 @@ def _train(t: Trainer, hooks: _Hooks):
     branches = [b for b in hooks.branches if t.steps == 0 or not b.due(t)]     # one that should have parted before we stopped trains by itself
     clock = _Clock(t, hooks)
     if hooks.compile and hooks.compile != "auto": t.compile("default" if hooks.compile is True else hooks.compile)
+    moved = (lambda: hooks.on_progress(t.tokens/t.spec.D)) if hooks.on_progress else lambda: None
+    t.on_batch = moved
     def part():
         while branches and not t.done and branches[0].due(t): branches.pop(0).leave()
     part()
     while not t.done:
         t.step()
+        moved()
         part()                                   # before a checkpoint: whoever resumes from it finds the branch left
         if not t.cuda or t.steps % BLOCK == 0 or t.done: t.read()
         if t.tokens >= lines[0]: hooks.log(dict(step=t.steps, tokens=t.tokens, loss=t.mean_loss(), lr=t.optimizer.param_groups[-1]["lr"]))
@@ -688,6 +696,7 @@ def train_run(
     mock: bool | MockLaw = False,       # Draw the loss from a known law and mark the run as mock
     device: str | None = None,          # "cuda" where there is one, else "cpu"
     should_stop: Callable[[], bool] | None = None,  # Asked after each step; True saves a checkpoint and stops
+    on_progress: Callable | None = None,  # Called with the share that is done after each step and held-out batch, and with `left=` the id of a branch that was left its trunk
     checkpoint_s: float = 30,           # Seconds between checkpoints; more where saving takes over 2 % of the time
     checkpoint_steps: int | None = None,  # Steps between checkpoints, besides
     compile: bool | str = "auto",       # torch.compile: True, a mode of it, False, or "auto" for long runs on a GPU
@@ -696,6 +705,7 @@ def train_run(
     cpus: float = 1,                    # Cores of each, where there are several
     gpus: float | None = None,          # GPUs of each, where there are several; 1 where the cluster has any, else 0, when None
     prints: dict | None = None,         # `fingerprint(problem)`, where it is known already
+    marks: dict | None = None,          # What a scheduler knows of this attempt: `why` the one before ended, `halvings` of the micro-batch
 ) -> RunRecord:                         # What happened; a run that failed says why and does not raise
     """Train one run on exactly `spec.D` tokens, or go on from where it stopped; one that finished is only read.
 
@@ -711,12 +721,12 @@ def train_run(
     if storage.read_json(key, "result.json"): return read_record(storage, key)
     storage.write_json(key, "spec.json", info)
     leave = [(describe_run(problem, b, recipe, mock, prints, per), b) for b in branches]
-    options = dict(device=device, should_stop=should_stop, checkpoint_s=checkpoint_s, checkpoint_steps=checkpoint_steps, compile=compile)
+    options = dict(device=device, should_stop=should_stop, on_progress=on_progress, checkpoint_s=checkpoint_s, checkpoint_steps=checkpoint_steps, compile=compile)
     with _kept_rng(_resolved(device) if not mock else "cpu"):
         if mock: _mock_attempt(spec, mock, storage, key, begin_attempt(storage, key))
         else:
             attempt = _attempt if workers == 1 else _on_workers(workers, cpus, gpus, storage)
-            a = begin_attempt(storage, key)
+            a = begin_attempt(storage, key, **(marks or {}))
             attempt(problem, spec, recipe, storage, key, a, leave if a["lr_scale"] == 1 else [], **options)
             again = storage.read_json(key, "attempt.json")
             if again and again["lr_scale"] != a["lr_scale"]: attempt(problem, spec, recipe, storage, key, again, [], **options)
@@ -727,7 +737,6 @@ def train_run(
 # %% ../nbs/04_training.ipynb #ea53292d
 def _on_workers(n: int, cpus, gpus, storage):
     "An attempt that is spread over processes; they are Ray's, which is imported here and not before."
-    from functools import partial
     from scaling_nb.parallel import attempt_on_workers, check_workers
     gpus = check_workers(n, cpus, gpus, storage)
     return partial(attempt_on_workers, workers=n, cpus=cpus, gpus=gpus)
@@ -758,11 +767,11 @@ def _mock_attempt(spec, law, storage, key, a):
     storage.write_json(key, "result.json", dict(loss=loss, loss_std=std, tokens=spec.D, steps=0, flops_measured=spec.measured_flops_per_token*spec.D, wall_s=time.time() - a["started"], mock=True))
 
 # %% ../nbs/04_training.ipynb #de73885c
-def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, should_stop=None, checkpoint_s=30, checkpoint_steps=None, compile="auto", rank=0, world=1, wrap=None):
+def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, should_stop=None, on_progress=None, checkpoint_s=30, checkpoint_steps=None, compile="auto", rank=0, world=1, wrap=None):
     "One attempt at a run, whatever comes of it on disk. Of several processes the first writes; a failure is written by whoever meets it, and ends the others."
-    t, start, before, first = None, time.time(), 0.0, rank == 0
+    t, start, before, first = None, time.monotonic(), 0.0, rank == 0
     metrics = MetricsLog(storage, key) if first else None
-    wall = lambda: before + time.time() - start
+    wall = lambda: before + time.monotonic() - start
     def log(row):
         if first: metrics.add({**row, "t": time.time(), "attempt": a["attempt"]})
     def save():
@@ -775,9 +784,10 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
         if t.cuda or spec.N > 1e6 or largest*t.per > 65_536:
             with _kept_rng(t.device): t.micro_batch = micro_batch_for(problem, spec.size, -(-largest//world), free_memory(t.device))
         before = _resume(t, storage, key)
+        if a.get("halvings"): t.micro_batch = max(1, min(t.micro_batch or largest, -(-largest//world))//2**a["halvings"])
         if wrap: wrap(t)
-        ends = [_Branch(resolve(recipe, b, t.per), lambda info=info: _leave(t, storage, key, info), (_eval_points(recipe, b.D) or [math.inf])[0]) for info, b in leave]
-        _train(t, _Hooks(log, save, should_stop, checkpoint_s, checkpoint_steps, compile, tuple(sorted(ends, key=lambda x: x.settings.D))))
+        ends = [_Branch(resolve(recipe, b, t.per), partial(_leave_branch, t, storage, key, info, on_progress), (_eval_points(recipe, b.D) or [math.inf])[0]) for info, b in leave]
+        _train(t, _Hooks(log, save, should_stop, on_progress, checkpoint_s, checkpoint_steps, compile, tuple(sorted(ends, key=lambda x: x.settings.D))))
         if first:
             if wall() > checkpoint_s and world == 1: save()         # should the evaluation fail, the training is not lost
             _finish(t, storage, key, a, wall)
@@ -820,6 +830,11 @@ def _finish(t: Trainer, storage, key, a, wall):
         flops_measured=t.spec.measured_flops_per_token*(t.tokens - t.branched), wall_s=wall(), reason=f"at half the learning rate, after {a['retry_of']}" if a["retry_of"] else "",
         mock=False, **how))
     storage.remove(key, "checkpoint")
+
+def _leave_branch(t: Trainer, storage, key, info, on_progress):
+    "Leave it, and say so."
+    _leave(t, storage, key, info)
+    if on_progress: on_progress(t.tokens/t.spec.D, left=info["run_id"])
 
 def _leave(t: Trainer, storage, key, info):
     "Leave a shorter run the trunk up to here, unless it has begun by itself. Its checkpoint comes last: where there is one, all is there."

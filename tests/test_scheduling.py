@@ -15,7 +15,7 @@ from problems import MLP, Bomb, mlp_problem, xy
 
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import StorageMismatch, open_storage
-from scaling_nb.scheduling import Resources, Runner, StopRequest, _Todo, longest_first, run_sweep, start_ray
+from scaling_nb.scheduling import Resources, Runner, run_sweep, start_ray
 from scaling_nb.sweep import RunSpec, plan_sweep, share_trunks
 from scaling_nb.training import MockLaw, train_run
 

@@ -160,14 +160,31 @@ def test_empty_and_missing_storages(tmp_path):
 
 # ---------------------------------------------------------------- what it says
 
-def test_progress_comes_from_flops():
-    p = wd.Progress(window=10)
-    assert p.update(0, 100, now=0) is None and p.update(10, 100, now=2) is None
-    assert p.update(20, 100, now=4) == pytest.approx(16)
-    for t in range(5, 40):
-        left = p.update(20 + (t - 4), 100, now=t)
-    assert left == pytest.approx(100 - 55)        # the old, faster rate is forgotten
-    assert wd.Progress().update(5, 5, now=0) is None
+def _followed(size, D, share, seconds, state, attempt=1):
+    r = wd.FollowedRun(f"{size}-{D}", dict(size=size, D=D, C=float(size * D)), state=state)
+    for i in (0, 1):
+        if seconds:
+            r.add(dict(step=i, tokens=1 + (D * share - 1) * i, loss=2., t=1e9 + seconds * i, attempt=attempt), 100)
+    return r
+
+
+def test_the_time_left_comes_from_each_sizes_own_pace():
+    assert wd.time_left([]) is None and wd.time_left([_followed(8, 1e6, 0, 0, "PENDING")]) is None
+    running = _followed(8, 1e6, .5, 60, "RUNNING")
+    low, mid, high = wd.time_left([running])
+    assert low < 60 < high and mid == pytest.approx(60, rel=.2)               # half is done in a minute
+    slow = _followed(16, 1e6, 1., 1200, "SUCCEEDED")
+    low, mid, high = wd.time_left([running, slow, _followed(16, 1e6, 0, 0, "PENDING")])
+    assert mid == pytest.approx(1260, rel=.2)                                  # one worker: the large one comes after, at its size's pace
+    assert wd.time_left([slow]) is None                                        # nothing trains
+
+
+def test_the_pace_is_that_of_one_attempt():
+    "Days between two attempts are no time of training."
+    r = _followed(8, 1e6, .5, 60, "RUNNING")
+    for i in (0, 1):
+        r.add(dict(step=2 + i, tokens=5e5 + 1e5 * i, loss=2., t=2e9 + 12 * i, attempt=2), 100)
+    assert r.pace == pytest.approx(12 / 1e5)
 
 
 def test_the_line_and_the_reasons(tmp_path):
@@ -180,7 +197,7 @@ def test_the_line_and_the_reasons(tmp_path):
     storage.write_json("run3", "failure.json", dict(reason=""))
     finish(storage, "run0")
     tail.poll()
-    assert wd.status_text(tail.frame(), left=100) == "1 of 6 runs done, 2 running, 3 failed; 4 % of 7.6e9 FLOPs; about 1.67 min left"
+    assert wd.status_text(tail.frame(), left=(100, 120, 300)) == "1 of 6 runs done, 2 running, 3 failed; 4 % of 7.6e9 FLOPs; 1.67 min to 5 min left"
     lines = wd.failure_lines(tail.frame())
     assert lines == ["failed: N = 2.00k at 1.0e9, N = 3.00k at 1.0e9: Diverged: nan", "failed: N = 4.00k at 4.0e9: no reason was given"]
     html = wd.RunView(storage, SPECS, mode="text")

@@ -1,0 +1,304 @@
+"""What can go wrong, done for real: after each fault the final frame is that of a sweep nobody disturbed, to the bit, and the attempts tell what happened."""
+import ctypes
+import os
+import signal
+import time
+
+import pytest
+from problems import MLP, mlp_problem
+
+from scaling_nb.decisions import Limits
+from scaling_nb.recipes import Recipe
+from scaling_nb.records import open_storage, runs_frame
+from scaling_nb.scheduling import Resources, release_workers, run_sweep
+from scaling_nb.sweep import plan_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+RECIPE, TWO, SIZES = Recipe(batch_size=64), Resources(slots=2), (8, 16, 32)
+TOLD = ["budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends():
+    yield
+    import ray
+    ray.shutdown()
+
+
+def the_plan(): return plan_sweep(mlp_problem(), (2e8,), sizes=SIZES, speed=None)
+
+
+def sweep(problem, where, **kw):
+    return run_sweep(problem, the_plan(), RECIPE, storage=where, **{**dict(resources=TWO, view=False, checkpoint_s=.2), **kw})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "The frame that every other must come to."
+    return sweep(mlp_problem(), tmp_path_factory.mktemp("undisturbed")).frame
+
+
+def same(frame, undisturbed, but=()):
+    "Equal in all that a reader is told of the results; `but` are sizes that may differ."
+    a, b = (f[~f["size"].isin(but)][TOLD].sort_values("size", ignore_index=True) for f in (frame, undisturbed))
+    assert a.equals(b), f"\n{a}\n{b}"
+    return True
+
+
+def faulty(tmp_path, act, width=16, step=400, times=1):
+    "A perceptron whose run of one width meets a fault in a step, so many times; on disk, so that it is remembered across processes."
+    class Faulty(MLP):
+        def forward(self, x):
+            if self.training and self.layers[0].out_features == width and len(list(tmp_path.glob("fault*"))) < times:
+                self.n = getattr(self, "n", 0) + 1
+                if self.n > step:
+                    (tmp_path/f"fault{time.monotonic_ns()}").touch()
+                    act()
+            return super().forward(x)
+    return mlp_problem(model=Faulty)
+
+
+def happened(tmp_path): return len(list(tmp_path.glob("fault*")))
+def why(s, size): return list(s.attempts[s.attempts.run_id == s.frame.set_index("size").run_id[size]].why)
+def attempts(s): return s.frame.set_index("size").attempt.to_dict()
+
+
+# ---------------------------------------------------------------- processes
+
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+def leaves(): os._exit(3)
+def crashes(): ctypes.string_at(0)                      # a segmentation fault
+
+
+@pytest.mark.parametrize("act", [killed, leaves, crashes])
+def test_a_worker_that_dies(tmp_path, undisturbed, act):
+    s = sweep(faulty(tmp_path, act), tmp_path/"runs")
+    assert happened(tmp_path) == 1 and same(s.frame, undisturbed)
+    assert attempts(s) == {8: 1, 16: 2, 32: 1} and why(s, 16)[0].startswith("its worker died")
+
+
+def test_a_worker_that_dies_in_each_of_its_attempts(tmp_path, undisturbed):
+    s = sweep(faulty(tmp_path, killed, step=10, times=99), tmp_path/"runs")
+    f = s.frame.set_index("size")
+    assert f.state[16] == "FAILED" and f.reason[16].startswith("given up after 3 attempts: its worker died") and attempts(s) == {8: 1, 16: 3, 32: 1}
+    assert same(s.frame, undisturbed, but=(16,))
+
+
+def test_workers_killed_at_random_from_outside(tmp_path, undisturbed):
+    "Five times, whichever process trains at that moment."
+    import random
+
+    import psutil
+    rng, kills = random.Random(0), 0
+    s = sweep(mlp_problem(), tmp_path/"runs", wait=False, limits=Limits(lost=99))
+    while s.alive and not s.control.status()["over"]:
+        time.sleep(rng.uniform(.3, 1.2))
+        runners = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Runner.run")]
+        if runners and kills < 5:
+            rng.choice(runners).kill()
+            kills += 1
+    s.wait()
+    s.close()
+    assert kills >= 2 and same(s.frame, undisturbed) and s.frame.attempt.sum() >= 3 + 1
+
+
+def test_the_desk_is_killed(tmp_path, undisturbed):
+    "It holds nothing that matters: it is started again, and a request to stop reaches the runs all the same."
+    import psutil
+    s = sweep(mlp_problem(), tmp_path/"runs", wait=False)
+    desks = []
+    while not desks:
+        desks = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Desk")]
+        time.sleep(.05)
+    for p in desks: p.kill()
+    s.pause()
+    s.wait()
+    assert not s.frame.state.isin(["RUNNING"]).any()
+    s.resume()
+    s.wait()
+    s.close()
+    assert same(s.frame, undisturbed)
+
+
+# ---------------------------------------------------------------- hangs
+
+def sleeps(): time.sleep(600)
+def spins():
+    while True: pass
+def holds_the_gil(): ctypes.PyDLL(None).sleep(600)       # native code that never lets Python run, nor our thread that talks
+
+
+@pytest.mark.parametrize("act", [sleeps, spins, holds_the_gil])
+def test_a_hang(tmp_path, undisturbed, act):
+    start = time.monotonic()
+    s = sweep(faulty(tmp_path, act), tmp_path/"runs", limits=Limits(hang_s=6))
+    assert happened(tmp_path) == 1 and same(s.frame, undisturbed)
+    assert attempts(s) == {8: 1, 16: 2, 32: 1} and why(s, 16)[0] == "no step for 6 s" and time.monotonic() - start < 60
+
+
+def test_slow_to_its_first_step_is_no_hang(tmp_path, undisturbed):
+    s = sweep(faulty(tmp_path, lambda: time.sleep(12), step=0), tmp_path/"runs", limits=Limits(hang_s=5))
+    assert happened(tmp_path) == 1 and same(s.frame, undisturbed) and attempts(s) == {8: 1, 16: 1, 32: 1}
+
+
+# ---------------------------------------------------------------- the user's own
+
+def raises(): raise KeyError("the user's own mistake\nin two lines")
+
+
+def test_an_exception_ends_its_run_and_no_other(tmp_path, undisturbed, capfd):
+    s = sweep(faulty(tmp_path, raises), tmp_path/"runs")
+    f = s.frame.set_index("size")
+    assert f.state[16] == "FAILED" and "the user's own mistake" in f.reason[16] and "\n" not in f.reason[16] and attempts(s) == {8: 1, 16: 1, 32: 1}
+    assert same(s.frame, undisturbed, but=(16,))
+    failure = s.storage.read_json(f.run_id[16], "failure.json")
+    assert "in raises" in failure["traceback"] and "Traceback" in failure["traceback"]        # whole on disk
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err and repr(s).count("the user's own mistake") == 1      # once, short, where the user looks
+
+
+def test_a_loss_that_is_no_number(tmp_path, undisturbed):
+    class Nan(MLP):
+        def forward(self, x): return super().forward(x)*(float("nan") if self.training and self.layers[0].out_features == 16 else 1.)
+    s = sweep(mlp_problem(model=Nan), tmp_path/"runs")
+    f = s.frame.set_index("size")
+    assert f.state[16] == "FAILED" and "became nan" in f.reason[16] and same(s.frame, undisturbed, but=(16,))
+
+
+# ---------------------------------------------------------------- memory
+
+def test_memory_that_cannot_be_had_halves_the_micro_batch(tmp_path, undisturbed):
+    "A lack of memory in a step is met in the step: half the samples at a time, and no attempt is lost."
+    class Hungry(MLP):
+        def forward(self, x):
+            if self.training and self.layers[0].out_features == 16 and len(x) > 16: raise MemoryError
+            return super().forward(x)
+    s = sweep(mlp_problem(model=Hungry), tmp_path/"runs")
+    assert attempts(s) == {8: 1, 16: 1, 32: 1} and (s.frame.state == "SUCCEEDED").all() and same(s.frame, undisturbed, but=(16,))
+    r = s.storage.read_json(s.frame.set_index("size").run_id[16], "result.json")
+    assert r["micro_batch"] == 16 and r["loss"] == pytest.approx(undisturbed.set_index("size").loss[16], rel=1e-3)
+
+
+def test_memory_that_is_never_enough_fails_the_run(tmp_path, undisturbed):
+    def never(): raise MemoryError
+    s = sweep(faulty(tmp_path, never, step=0, times=999), tmp_path/"runs")
+    f = s.frame.set_index("size")
+    assert f.state[16] == "FAILED" and f.reason[16].startswith("out of memory with 1 samples") and attempts(s)[16] == 1 and same(s.frame, undisturbed, but=(16,))
+
+
+# ---------------------------------------------------------------- the storage
+
+def test_a_full_disk_is_waited_for(tmp_path, undisturbed):
+    "/dev/full answers each write as a full disk does. Space is made while the sweep waits."
+    where = tmp_path/"runs"
+    s = sweep(mlp_problem(), where, mock=True)                 # writes what is planned, under ids of its own
+    from scaling_nb.contracts import fingerprint
+    from scaling_nb.training import describe_run
+    problem = mlp_problem()
+    key = describe_run(problem, the_plan().specs[1], RECIPE, None, fingerprint(problem))["run_id"]
+    (where/key).mkdir()
+    (where/key/"metrics.jsonl").symlink_to("/dev/full")
+    s = sweep(problem, where, wait=False, limits=Limits(backoff_s=2))
+    while not len(s.attempts[s.attempts.run_id == key]): time.sleep(.05)
+    while s.control.status()["running"]: time.sleep(.05)       # the other runs ended; this one waits
+    assert runs_frame(s.storage, [key]).state[0] == "STOPPED"
+    (where/key/"metrics.jsonl").unlink()
+    s.wait()
+    s.close()
+    assert same(s.frame, undisturbed) and any("No space left" in w for w in why(s, 16))
+
+
+def test_a_disk_that_stays_full_leaves_the_run_and_says_so(tmp_path, undisturbed, capsys):
+    where, problem = tmp_path/"runs", mlp_problem()
+    from scaling_nb.contracts import fingerprint
+    from scaling_nb.training import describe_run
+    key = describe_run(problem, the_plan().specs[1], RECIPE, None, fingerprint(problem))["run_id"]
+    (where/key).mkdir(parents=True)
+    (where/key/"metrics.jsonl").symlink_to("/dev/full")
+    s = sweep(mlp_problem(), where, mock=True)
+    s = sweep(problem, where, limits=Limits(backoff_s=.1, storage=2))
+    out = capsys.readouterr().out
+    assert "1 run had to be left unfinished" in out and "No space left" in out and "The same line goes on with" in out
+    f = s.frame.set_index("size")
+    assert f.state[16] == "STOPPED" and same(s.frame, undisturbed, but=(16,))
+    (where/key/"metrics.jsonl").unlink()
+    assert same(sweep(problem, where).frame, undisturbed)
+
+
+def test_a_torn_last_line(tmp_path, undisturbed):
+    "A power cut tears the last line of the metrics; the run goes on from its checkpoint and no step is missing or doubled."
+    where = tmp_path/"runs"
+    s = sweep(faulty(tmp_path, killed, step=1500), where, limits=Limits(lost=0))
+    key = s.frame.set_index("size").run_id[16]
+    with open(where/key/"metrics.jsonl", "ab") as f: f.write(b'{"step": 99999, "tokens": 1, "lo\xe2')
+    s = sweep(faulty(tmp_path, killed, step=1500), where, retry_failed=True)
+    assert same(s.frame, undisturbed)
+    steps = [m["step"] for m in s.storage.metrics(key)]
+    whole = [m["step"] for m in open_storage(where).metrics(s.frame.set_index("size").run_id[16])]
+    assert steps == sorted(set(steps)) == whole and 99999 not in steps
+
+
+# ---------------------------------------------------------------- clocks
+
+def test_clocks_that_disagree(tmp_path, undisturbed):
+    "One run's machine is two hours ahead until it dies, the next is right: nothing that is told depends on it."
+    class Ahead(MLP):
+        def __init__(self, *a, **kw):
+            super().__init__(*a, **kw)
+            if a[0] if a else kw["width"] == 16:
+                import time as t
+                if not (tmp_path/"fault").exists() and not hasattr(t, "_real"):
+                    t._real = t.time
+                    t.time = lambda: t._real() + 7200
+
+        def forward(self, x):
+            import time as t
+            if self.training and self.layers[0].out_features == 16 and hasattr(t, "_real"):
+                self.n = getattr(self, "n", 0) + 1
+                if self.n > 1500: (tmp_path/"fault").touch(); os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(x)
+    release_workers()
+    s = sweep(mlp_problem(model=Ahead), tmp_path/"runs")
+    release_workers()
+    assert (tmp_path/"fault").exists() and same(s.frame, undisturbed) and attempts(s)[16] == 2
+    assert s.frame.wall_s.between(0, 600).all()
+    a = s.attempts
+    assert a[a.run_id == s.frame.set_index("size").run_id[16]].started.is_monotonic_decreasing        # the clock did go back
+
+
+# ---------------------------------------------------------------- the user's hand
+
+def test_pause_and_resume(tmp_path, undisturbed):
+    s = sweep(mlp_problem(), tmp_path/"runs", wait=False)
+    while not s.frame.state.eq("RUNNING").any(): time.sleep(.05)
+    s.pause()
+    s.wait(60)
+    f = s.frame
+    assert not f.state.eq("RUNNING").any() and f.state.eq("STOPPED").any() and "paused" in repr(s)
+    time.sleep(1)
+    assert s.frame.equals(f)
+    s.resume()
+    s.wait(120)
+    s.close()
+    assert same(s.frame, undisturbed) and s.frame.attempt.max() == 2
+
+
+def test_cancel_and_add(tmp_path, undisturbed):
+    s = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (2e8,), sizes=(8, 16), speed=None), RECIPE, storage=tmp_path/"runs", resources=Resources(slots=1), view=False, wait=False)
+    s.add(plan_sweep(mlp_problem(), (2e8,), sizes=(8, 32), speed=None))            # 8 is known
+    assert len(s.ids) == 3
+    while (running := s.frame[s.frame.state == "RUNNING"]).empty: time.sleep(.05)
+    queued = s.frame[s.frame.state == "PENDING"].iloc[-1]
+    s.cancel(queued.run_id)
+    time.sleep(.5)
+    assert s.frame.set_index("run_id").reason[queued.run_id] == "cancelled"        # at once
+    start = time.monotonic()
+    s.cancel(running.run_id.iloc[0])
+    while s.frame.set_index("run_id").state[running.run_id.iloc[0]] == "RUNNING": time.sleep(.05)
+    assert time.monotonic() - start < 5
+    s.wait(120)
+    s.close()
+    f = s.frame
+    assert sorted(f.state) == ["FAILED", "FAILED", "SUCCEEDED"] and same(f, undisturbed, but=set(f["size"][f.state == "FAILED"]) | (set(SIZES) - set(f["size"])))
+    again = run_sweep(mlp_problem(), the_plan(), RECIPE, storage=tmp_path/"runs", resources=TWO, view=False, retry_failed=True)
+    assert same(again.frame, undisturbed)                                          # a change of mind costs nothing
