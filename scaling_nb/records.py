@@ -63,7 +63,7 @@ def open_storage(
     "Open a storage; it is created when the first run writes to it."
     return url if isinstance(url, Storage) else Storage(url)
 
-# %% ../nbs/03_records.ipynb #76561ef6
+# %% ../nbs/03_records.ipynb #493026d2
 class StorageError(OSError):
     "The file system behind a storage failed: a full disk, a permission refused, a server that does not answer. The cause is chained."
 
@@ -76,7 +76,8 @@ def _told(doing, path, missing=False):
     except Exception as e:   # each library of fsspec has exceptions of its own, and not all of them are OSErrors
         if isinstance(e, StorageError) or not missing and isinstance(e, (FileNotFoundError, NotADirectoryError)): raise
         code = getattr(e, "errno", None) or (errno.EACCES if isinstance(e, PermissionError) else None)
-        error = StorageError(f"{doing} {path} failed: {type(e).__name__}: {e}. {_ADVICE.get(code, 'See that it can be reached')}; what was stored before is whole, and the same line goes on from it.")
+        advice = _ADVICE.get(code, "See that it can be reached and written to")
+        error = StorageError(f"{doing} {path} failed: {type(e).__name__}: {e}. {advice}; what was stored before is whole, and the same line goes on from it.")
         error.errno = code
         raise error from e
 
@@ -123,7 +124,7 @@ def _plain(x):
 
 def _write_json(self, run_id, name, obj: dict): self.write_bytes(run_id, name, json.dumps(_plain(obj), allow_nan=False).encode())
 
-def _parsed(data: bytes | None) -> dict | None:
+def _json_object(data: bytes | None) -> dict | None:
     "An object of JSON; None of anything else."
     try: found = None if data is None else json.loads(data)
     except ValueError: return None
@@ -131,7 +132,7 @@ def _parsed(data: bytes | None) -> dict | None:
 
 def _read_json(self, run_id, name) -> dict | None:
     "The parsed file; None when there is none or it is no JSON object."
-    return _parsed(self.read_bytes(run_id, name))
+    return _json_object(self.read_bytes(run_id, name))
 
 def _exists(self, run_id, name) -> bool:
     "Is the file there?"
@@ -262,14 +263,14 @@ def _replace(self, data: bytes):
 
 MetricsLog._append, MetricsLog._replace = _append, _replace
 
-# %% ../nbs/03_records.ipynb #90580bbc
+# %% ../nbs/03_records.ipynb #239f983b
 def parse_metrics(
     data: bytes,  # Content of a metrics file
 ) -> list:        # Rows by step
     "Read metrics. Rows end where a later attempt begins, and the last row of a step counts; a line that is not whole is passed over."
     attempts = {}
     for line in data.split(b"\n"):
-        row = _parsed(line)
+        row = _json_object(line)
         if row and isinstance(row.get("step"), (int, float)): attempts.setdefault(row.get("attempt") or 0, {})[row["step"]] = row
     out, begun = {}, math.inf
     for _, rows in sorted(attempts.items(), reverse=True):
@@ -483,7 +484,7 @@ def _known(storage, ids=None) -> dict:
     files, now = storage.files(ids), time.time()
     if ids is None: files = {i: names for i, names in files.items() if "spec.json" in names}
     wanted = [(i, name) for i, names in files.items() for name in _SMALL if name in names]
-    parsed = {f: _parsed(data) for f, data in zip(wanted, storage.read_many(wanted))}
+    parsed = {f: _json_object(data) for f, data in zip(wanted, storage.read_many(wanted))}
     heard = lambda names: [names[n] for n in ("attempt.json", "metrics.jsonl", "checkpoint") if not math.isnan(names.get(n, math.nan))]
     return {i: _Known(*(parsed.get((i, n)) for n in _SMALL), max(0., now - max(heard(names), default=-math.inf))) for i, names in files.items()}
 
