@@ -12,6 +12,7 @@ _NAMES = {
     "sweep": "RunSpec SweepPlan plan_sweep",
     "records": "RunRecord RunState Storage open_storage read_runs runs_frame",
     "training": "MockLaw Trainer train_run",
+    "cluster": "cluster_nodes find_head head_dashboard start_head start_ray stop_head",
     "scheduling": "Resources Sweep run_sweep",
     "tuning": "CoordinateCheck LrTuning coordinate_check fit_lr tune_lr",
     "laws": "ChinchillaLaw CoupledLaw DataConstrainedLaw Form FormLaw IsoFlopParabola KaplanLaw PowerLaw inference_optimal overtrained",

@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
-RUNNING = {"contracts", "flops", "recipes", "sweep", "records", "training", "parallel", "scheduling"}
+RUNNING = {"contracts", "flops", "recipes", "sweep", "records", "training", "parallel", "cluster", "scheduling"}
 LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts"}
 ORDER = {  # module -> what it may import of the package
     "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "sweep": {"contracts", "flops", "recipes"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
+    "cluster": set(),
     "scheduling": {"contracts", "flops", "recipes", "sweep", "records", "training"},
     "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
     "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
