@@ -438,7 +438,7 @@ def _busy(self) -> int:
 
 Scheduler.cancel, Scheduler.pause, Scheduler.resume, Scheduler.over, Scheduler.busy = _cancel, _pause, _resume, _over, _busy
 
-# %% ../nbs/04c_decisions.ipynb #6fe96c01
+# %% ../nbs/04c_decisions.ipynb #9215e2a7
 def _decide(self,
     now: float,   # Seconds, of the same clock as all news
 ) -> list:        # Actions, in the order to take them
@@ -478,13 +478,12 @@ def _watch(self, now) -> list:
         if (s := self.slots.get(slot)) is None or s.phase in ("dying", "opening"): continue
         if s.phase == "idle":
             if s.since + lim.keep_s > now: heapq.heappush(self.alarms, (s.since + lim.keep_s, slot))
-            elif not self._counts[TaskState.WAITING] and not self.over: self._gone(slot); out.append(Close(slot))
+            elif not self._counts[TaskState.WAITING]: self._gone(slot); out.append(Close(slot))
             continue
         if s.asked < math.inf: due, end, why = s.asked + lim.stop_s, End.STOPPED, f"did not stop within {lim.stop_s:g} s"
         elif not s.first: due, end, why = s.since + lim.start_s, End.HUNG, f"no step within {lim.start_s:g} s of its start"
         else:
-            step = (s.moved - s.since)/s.steps
-            quiet = max(lim.hang_s, lim.hang_steps*step)
+            quiet = max(lim.hang_s, lim.hang_steps*(s.moved - s.first[0])/(s.steps - s.first[2]) if s.steps > s.first[2] else 2*(s.moved - s.since))   # one step says little of the next
             due, end, why = s.moved + quiet, End.HUNG, f"no step for {quiet:.0f} s"
         if due > now: heapq.heappush(self.alarms, (min(due, now + lim.hang_s), slot)); continue      # news may bring it forward
         s.phase, s.end, s.why = "dying", end, why

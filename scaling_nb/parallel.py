@@ -15,8 +15,8 @@ import traceback
 import torch
 
 from .contracts import first_batch, to_device
-from .records import Storage
-from .training import Trainer, _attempt, _kept_rng, begin_attempt, begin_retry
+from .records import Storage, StorageError, begin_attempt
+from .training import Trainer, _attempt, _kept_rng
 
 # %% ../nbs/04a_parallel.ipynb #3e82ba5b
 def _together(t: Trainer):
@@ -61,8 +61,10 @@ def check_workers(
     if "memory" in storage.fs.protocol:
         raise ValueError("A run on several workers needs a `storage` that they all can write to, but this one lives in the memory of one process. Give a directory or a URL.")
     if not ray.is_initialized():
-        from scaling_nb.scheduling import start_ray
+        from scaling_nb.cluster import start_ray
         start_ray()
+    from scaling_nb.scheduling import release_workers
+    release_workers()
     have = ray.cluster_resources()
     if gpus is None: gpus = 1 if have.get("GPU", 0) >= workers else 0
     if short := [f"{n:g} {k}s" for k, n in {"CPU": cpus*workers, "GPU": gpus*workers}.items() if n > have.get(k, 0) + 1e-9]:
@@ -81,13 +83,13 @@ def attempt_on_workers(
     from ray import cloudpickle
     why = ""
     for start in range(MAX_STARTS):
-        if start: a = begin_attempt(storage, key)
+        if start: a = begin_attempt(storage, key, f"its workers died: {why}")
         job = dict(run=cloudpickle.dumps((problem, spec, recipe, a, leave, options)), storage=storage, key=key, threads=max(1, int(cpus)), gpus=gpus,
                    path=tuple(os.path.abspath(p) for p in sys.path))
         why = _fit(job, workers, cpus, gpus)
-        end = storage.read_json(key, "failure.json")
-        if end and end.get("diverged") and recipe.retry_diverged and a["lr_scale"] == 1: return begin_retry(storage, key, end["reason"])
-        if end or storage.exists(key, "result.json") or (storage.read_json(key, "attempt.json") or {}).get("stopped"): return
+        if "StorageError" in why: raise StorageError(why)
+        now = storage.read_json(key, "attempt.json") or {}
+        if storage.exists(key, "failure.json") or storage.exists(key, "result.json") or now.get("stopped") or now.get("token") != a["token"]: return   # at its end, asked to stop, or begun anew at half the rate
     storage.write_json(key, "failure.json", dict(reason=f"its workers died {MAX_STARTS} times: {why}", tokens=0))
 
 def _fit(job, workers, cpus, gpus) -> str:

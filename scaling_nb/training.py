@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BEGIN', 'COMPILE_PAYS_S', 'seed_all', 'width_scales', 'make_optimizer', 'fetch', 'Diverged',
            'DivergenceWatch', 'Trainer', 'MockLaw', 'Stopped', 'describe_run', 'free_memory', 'micro_batch_for',
-           'train_run', 'begin_attempt', 'begin_retry']
+           'train_run', 'begin_retry']
 
 # %% ../nbs/04_training.ipynb #a7f9bd18
 import contextlib
@@ -28,7 +28,7 @@ import torch
 from .contracts import Problem, as_pair, bytes_per_token, fingerprint, fixed_seed, is_stream, split_data, to_device, tokens_per_sample
 from .flops import growing_weights, measure_cost, roles_at
 from .recipes import Recipe, Settings, resolve, trunk_of
-from .records import MetricsLog, RunRecord, Storage, bind_storage, group_id, open_storage, read_record, recipe_id, run_id
+from .records import RunRecord, RunWriter, Storage, StorageError, Superseded, begin_attempt, bind_storage, group_id, open_storage, read_record, recipe_id, run_id
 from .sweep import RunSpec
 
 # %% ../nbs/04_training.ipynb #f3a9c6f6
@@ -741,42 +741,28 @@ def _on_workers(n: int, cpus, gpus, storage):
     gpus = check_workers(n, cpus, gpus, storage)
     return partial(attempt_on_workers, workers=n, cpus=cpus, gpus=gpus)
 
-def begin_attempt(
-    storage: Storage,
-    key: str,          # Run id
-    **marks,           # What is special about it
-) -> dict:             # Content of attempt.json
-    "Count and mark an attempt at a run. What marked the one before holds for its resumption too."
-    before = storage.read_json(key, "attempt.json") or {}
-    marks = {"lr_scale": before.get("lr_scale", 1.), "retry_of": before.get("retry_of", ""), **marks}
-    a = dict(attempt=before.get("attempt", 0) + 1, started=time.time(), host=socket.gethostname(), **marks)
-    storage.remove(key, "failure.json")
-    storage.write_json(key, "attempt.json", a)
-    return a
-
 def begin_retry(storage: Storage, key: str, why: str):
     "Mark that a run which diverged is tried again, at half the learning rate."
     storage.remove(key, "checkpoint")            # before the attempt is marked: one that is killed in between starts anew
-    begin_attempt(storage, key, lr_scale=.5, retry_of=why)
+    begin_attempt(storage, key, why, lr_scale=.5, retry_of=why)
 
 def _mock_attempt(spec, law, storage, key, a):
     "A run that costs nothing."
-    metrics = MetricsLog(storage, key)
-    loss, std = _mock_run(spec, law, key, lambda row: metrics.add({**row, "t": time.time(), "attempt": a["attempt"]}))
-    metrics.close()
-    storage.write_json(key, "result.json", dict(loss=loss, loss_std=std, tokens=spec.D, steps=0, flops_measured=spec.measured_flops_per_token*spec.D, wall_s=time.time() - a["started"], mock=True))
+    w = RunWriter(storage, key, a["attempt"], a["token"])
+    loss, std = _mock_run(spec, law, key, w.log)
+    w.write_json("result.json", dict(loss=loss, loss_std=std, tokens=spec.D, steps=0, flops_measured=spec.measured_flops_per_token*spec.D, wall_s=0., mock=True))
+    w.close()
 
 # %% ../nbs/04_training.ipynb #de73885c
 def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, should_stop=None, on_progress=None, checkpoint_s=30, checkpoint_steps=None, compile="auto", rank=0, world=1, wrap=None):
     "One attempt at a run, whatever comes of it on disk. Of several processes the first writes; a failure is written by whoever meets it, and ends the others."
-    t, start, before, first = None, time.monotonic(), 0.0, rank == 0
-    metrics = MetricsLog(storage, key) if first else None
+    t, start, before, w = None, time.monotonic(), 0.0, RunWriter(storage, key, a["attempt"], a["token"])
     wall = lambda: before + time.monotonic() - start
     def log(row):
-        if first: metrics.add({**row, "t": time.time(), "attempt": a["attempt"]})
+        if rank == 0: w.log(row)
     def save():
         data = t.save(wall_s=wall())
-        if first: storage.write_bytes(key, "checkpoint", data)
+        if rank == 0: w.write_bytes("checkpoint", data)
     try:
         t = Trainer(problem, spec, recipe, device, lr_scale=a["lr_scale"], rank=rank, world=world)
         if t.cuda: torch.cuda.reset_peak_memory_stats(t.device)
@@ -786,20 +772,25 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
         before = _resume(t, storage, key)
         if a.get("halvings"): t.micro_batch = max(1, min(t.micro_batch or largest, -(-largest//world))//2**a["halvings"])
         if wrap: wrap(t)
-        ends = [_Branch(resolve(recipe, b, t.per), partial(_leave_branch, t, storage, key, info, on_progress), (_eval_points(recipe, b.D) or [math.inf])[0]) for info, b in leave]
+        ends = [_Branch(resolve(recipe, b, t.per), partial(_leave_branch, t, w, info, on_progress), (_eval_points(recipe, b.D) or [math.inf])[0]) for info, b in leave]
         _train(t, _Hooks(log, save, should_stop, on_progress, checkpoint_s, checkpoint_steps, compile, tuple(sorted(ends, key=lambda x: x.settings.D))))
-        if first:
+        if rank == 0:
             if wall() > checkpoint_s and world == 1: save()         # should the evaluation fail, the training is not lost
-            _finish(t, storage, key, a, wall)
+            _finish(t, w, a, wall)
     except (Stopped, KeyboardInterrupt) as e:
-        if first: storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
+        if rank == 0: w.write_json("attempt.json", {**a, "stopped": time.time()})
         if isinstance(e, KeyboardInterrupt): raise
-    except Exception as e:   # whatever the user's code raises, it is this run that failed, and the sweep goes on
-        if isinstance(e, Diverged) and recipe.retry_diverged and a["lr_scale"] == 1 and world == 1: begin_retry(storage, key, str(e))
-        elif world == 1 or not _lost_peer(e): storage.write_json(key, "failure.json", _failure(e, t, spec, a, wall()))
+    except Superseded: raise
+    except StorageError:                                            # what the machine did to a run is not its end
+        if rank == 0:
+            with contextlib.suppress(StorageError): storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
+        raise
+    except Exception as e:   # whatever the user's code raises, it is this run that failed, and the sweep goes on; SystemExit is how Ray ends a worker whose owner is gone
+        if isinstance(e, Diverged) and recipe.retry_diverged and a["lr_scale"] == 1:
+            if rank == 0: w.check(); begin_retry(storage, key, str(e))
+        elif world == 1 or not _lost_peer(e): w.write_json("failure.json", _failure(e, t, spec, a, wall()))
         if world > 1: raise
-    finally:
-        if metrics: metrics.close()
+    finally: w.close()
 
 def _lost_peer(e: BaseException) -> bool:
     "Did this process only notice that another one is gone?"
@@ -813,7 +804,7 @@ def _failure(e, t, spec, a, wall_s) -> dict:
     return dict(reason=reason.split("\n")[0][:500], traceback=traceback.format_exc()[-8000:], diverged=isinstance(e, Diverged), tokens=t.tokens if t else 0,
                 flops_measured=spec.measured_flops_per_token*(t.tokens - t.branched if t else 0), wall_s=wall_s)
 
-def _finish(t: Trainer, storage, key, a, wall):
+def _finish(t: Trainer, w: RunWriter, a, wall):
     "Evaluate and write the result; what happened on the way stands in it."
     t.evals.append(list(t.evaluate()))
     loss, std = float(np.mean([x for x, _ in t.evals])), t.evals[-1][1]
@@ -825,20 +816,20 @@ def _finish(t: Trainer, storage, key, a, wall):
             raise Diverged(f"the training loss ended at {end:.3g} and the held-out loss at {loss:.3g}, above the {begin:.3g} of the untrained model. Lower `lr`, or raise `warmup`.")
     how = dict(torch=torch.__version__, threads=torch.get_num_threads(), device=t.device, workers=t.world, lr=max(g["peak_lr"] for g in t.optimizer.param_groups), bf16=t.bf16,
                compiled=t.compiled, micro_batch=t.micro_batch, memory=torch.cuda.max_memory_allocated(t.device) if t.cuda else None)
-    storage.write_json(key, "result.json", dict(
+    w.write_json("result.json", dict(
         loss=loss, loss_std=std, bits_per_byte=loss/math.log(2)/t.bytes_per_token if t.bytes_per_token else None, evals=[x for x, _ in t.evals], tokens=t.tokens, steps=t.steps, branched=t.branched,
         flops_measured=t.spec.measured_flops_per_token*(t.tokens - t.branched), wall_s=wall(), reason=f"at half the learning rate, after {a['retry_of']}" if a["retry_of"] else "",
         mock=False, **how))
-    storage.remove(key, "checkpoint")
+    w.remove("checkpoint")
 
-def _leave_branch(t: Trainer, storage, key, info, on_progress):
+def _leave_branch(t: Trainer, w: RunWriter, info, on_progress):
     "Leave it, and say so."
-    _leave(t, storage, key, info)
+    _leave(t, w, info)
     if on_progress: on_progress(t.tokens/t.spec.D, left=info["run_id"])
 
-def _leave(t: Trainer, storage, key, info):
+def _leave(t: Trainer, w: RunWriter, info):
     "Leave a shorter run the trunk up to here, unless it has begun by itself. Its checkpoint comes last: where there is one, all is there."
-    other = info["run_id"]
+    other, storage = info["run_id"], w.storage
     begun = torch.tensor([float(any(storage.exists(other, name) for name in ("checkpoint", "attempt.json", "result.json", "failure.json")))] if t.rank == 0 else [0.], device=t.device)
     if t.world > 1: torch.distributed.broadcast(begun, 0)
     if begun.item(): return
@@ -846,8 +837,9 @@ def _leave(t: Trainer, storage, key, info):
     try: data = t.save(wall_s=0.0)
     finally: t.branched, t.evals = mine
     if t.rank: return
+    w.check()
     if storage.read_json(other, "spec.json") is None: storage.write_json(other, "spec.json", info)
-    storage.write_bytes(other, "metrics.jsonl", storage.read_bytes(key, "metrics.jsonl") or b"")
+    w.copy_metrics(other)
     storage.write_bytes(other, "checkpoint", data)
 
 def _resume(t, storage, key) -> float:

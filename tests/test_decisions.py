@@ -207,10 +207,11 @@ def test_a_slow_start_is_no_hang_and_slow_steps_are_none():
     ticket = w.busy[slot][1]
     w.now = 90; w.act()                                                # still importing
     s.progress(slot, ticket, 1, .01, w.now)
-    w.now = 91; s.progress(slot, ticket, 3, .03, w.now)                # 30 s a step so far
-    w.now = 91 + 500; w.act()
+    w.now = 90 + 170; w.act()                                          # the second step may take as long as all before it, and as long again
+    s.progress(slot, ticket, 3, .03, w.now)                            # 85 s a step
+    w.now += 1600; w.act()
     assert not any(isinstance(a, Kill) for _, a in w.log)
-    w.now = 91 + 700; w.act()
+    w.now += 200; w.act()
     assert isinstance(w.log[-1][1], Kill) and "no step for" in w.log[-1][1].why
 
 
@@ -219,8 +220,7 @@ def test_a_hang_is_found_within_a_second_of_its_limit(begun):
     s, w = ready([Task("r", 1.)], Limits(start_s=300, hang_s=10))
     (slot,) = w.busy
     if begun:
-        w.now = 40.5
-        s.progress(slot, w.busy[slot][1], 100, .1, w.now)
+        for w.now, moves in (40., 90), (40.5, 100): s.progress(slot, w.busy[slot][1], moves, .1, w.now)
     while not any(isinstance(a, Kill) for _, a in w.log): w.now += .25; w.act()
     assert w.now - (40.5 + 10 if begun else 300) < 1 and s.slots[slot].end is End.HUNG
 

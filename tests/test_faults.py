@@ -1,9 +1,11 @@
 """What can go wrong, done for real: after each fault the final frame is that of a sweep nobody disturbed, to the bit, and the attempts tell what happened."""
+import contextlib
 import ctypes
 import os
 import signal
 import time
 
+import psutil
 import pytest
 from problems import MLP, mlp_problem
 
@@ -58,6 +60,15 @@ def faulty(tmp_path, act, width=16, step=400, times=1):
     return mlp_problem(model=Faulty)
 
 
+def ours(name):
+    "Processes of this test's own Ray, by what they call themselves."
+    out = []
+    for p in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(p.cmdline()).startswith(name): out.append(p)
+    return out
+
+
 def happened(tmp_path): return len(list(tmp_path.glob("fault*")))
 def why(s, size): return list(s.attempts[s.attempts.run_id == s.frame.set_index("size").run_id[size]].why)
 def attempts(s): return s.frame.set_index("size").attempt.to_dict()
@@ -88,12 +99,11 @@ def test_workers_killed_at_random_from_outside(tmp_path, undisturbed):
     "Five times, whichever process trains at that moment."
     import random
 
-    import psutil
     rng, kills = random.Random(0), 0
     s = sweep(mlp_problem(), tmp_path/"runs", wait=False, limits=Limits(lost=99))
     while s.alive and not s.control.status()["over"]:
         time.sleep(rng.uniform(.3, 1.2))
-        runners = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Runner.run")]
+        runners = ours("ray::Runner.run")
         if runners and kills < 5:
             rng.choice(runners).kill()
             kills += 1
@@ -104,11 +114,10 @@ def test_workers_killed_at_random_from_outside(tmp_path, undisturbed):
 
 def test_the_desk_is_killed(tmp_path, undisturbed):
     "It holds nothing that matters: it is started again, and a request to stop reaches the runs all the same."
-    import psutil
     s = sweep(mlp_problem(), tmp_path/"runs", wait=False)
     desks = []
     while not desks:
-        desks = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Desk")]
+        desks = ours("ray::Desk")
         time.sleep(.05)
     for p in desks: p.kill()
     s.pause()
@@ -228,14 +237,15 @@ def test_a_disk_that_stays_full_leaves_the_run_and_says_so(tmp_path, undisturbed
 def test_a_torn_last_line(tmp_path, undisturbed):
     "A power cut tears the last line of the metrics; the run goes on from its checkpoint and no step is missing or doubled."
     where = tmp_path/"runs"
-    s = sweep(faulty(tmp_path, killed, step=1500), where, limits=Limits(lost=0))
+    s = sweep(faulty(tmp_path, killed, step=600), where, limits=Limits(lost=0))
     key = s.frame.set_index("size").run_id[16]
+    assert happened(tmp_path) == 1 and s.frame.set_index("size").state[16] == "FAILED"
     with open(where/key/"metrics.jsonl", "ab") as f: f.write(b'{"step": 99999, "tokens": 1, "lo\xe2')
-    s = sweep(faulty(tmp_path, killed, step=1500), where, retry_failed=True)
+    s = sweep(faulty(tmp_path, killed, step=600), where, retry_failed=True)
     assert same(s.frame, undisturbed)
-    steps = [m["step"] for m in s.storage.metrics(key)]
-    whole = [m["step"] for m in open_storage(where).metrics(s.frame.set_index("size").run_id[16])]
-    assert steps == sorted(set(steps)) == whole and 99999 not in steps
+    from problems import curve
+    whole = sweep(mlp_problem(), tmp_path/"whole")
+    assert curve(where, key) == curve(tmp_path/"whole", whole.frame.set_index("size").run_id[16])
 
 
 # ---------------------------------------------------------------- clocks
@@ -253,9 +263,9 @@ def test_clocks_that_disagree(tmp_path, undisturbed):
 
         def forward(self, x):
             import time as t
-            if self.training and self.layers[0].out_features == 16 and hasattr(t, "_real"):
+            if self.training and self.layers[0].out_features == 16 and hasattr(t, "_real") and not (tmp_path/"fault").exists():
                 self.n = getattr(self, "n", 0) + 1
-                if self.n > 1500: (tmp_path/"fault").touch(); os.kill(os.getpid(), signal.SIGKILL)
+                if self.n > 500: (tmp_path/"fault").touch(); os.kill(os.getpid(), signal.SIGKILL)
             return super().forward(x)
     release_workers()
     s = sweep(mlp_problem(model=Ahead), tmp_path/"runs")
@@ -285,7 +295,7 @@ def test_pause_and_resume(tmp_path, undisturbed):
 
 def test_cancel_and_add(tmp_path, undisturbed):
     s = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (2e8,), sizes=(8, 16), speed=None), RECIPE, storage=tmp_path/"runs", resources=Resources(slots=1), view=False, wait=False)
-    s.add(plan_sweep(mlp_problem(), (2e8,), sizes=(8, 32), speed=None))            # 8 is known
+    s.add(plan_sweep(mlp_problem(), (2e8,), sizes=(8, 32), speed=None), RECIPE)    # 8 is known
     assert len(s.ids) == 3
     while (running := s.frame[s.frame.state == "RUNNING"]).empty: time.sleep(.05)
     queued = s.frame[s.frame.state == "PENDING"].iloc[-1]

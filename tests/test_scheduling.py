@@ -6,18 +6,21 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from problems import MLP, Bomb, mlp_problem, xy
 
+from scaling_nb.cluster import start_ray
+from scaling_nb.contracts import fingerprint
+from scaling_nb.decisions import End, Need
 from scaling_nb.recipes import Recipe
-from scaling_nb.records import StorageMismatch, open_storage
-from scaling_nb.scheduling import Resources, Runner, run_sweep, start_ray
-from scaling_nb.sweep import RunSpec, plan_sweep, share_trunks
-from scaling_nb.training import MockLaw, train_run
+from scaling_nb.records import StorageMismatch, open_storage, read_record
+from scaling_nb.scheduling import Resources, Runner, _death, _left_to_do, _need, release_workers, run_sweep
+from scaling_nb.sweep import plan_sweep, share_trunks
+from scaling_nb.training import MockLaw, describe_run, train_run
 
 RECIPE = Recipe(batch_size=64)
 TWO = Resources(slots=2)
@@ -34,42 +37,59 @@ def ray_ends():
 def small_plan(problem, budgets=(5e7, 1e8), sizes=(8, 16, 32)): return plan_sweep(problem, budgets, sizes=sizes, speed=None)
 
 
-def spec(D, N=100, f=1.0): return RunSpec(budget=D*f, size=8, N=N, D=D, flops_per_token=f)
+def attempts_frame_pids(where): return [json.loads(f.read_text())["pid"] for f in where.glob("*/attempt.json")]
 
 
-def test_longest_first_by_compute():
-    todo = {"a": spec(10), "b": spec(1000), "c": spec(100, f=100.)}
-    assert longest_first(todo) == ["c", "b", "a"]
+class Slow(MLP):
+    "Takes its time, so that something can happen meanwhile."
+
+    def forward(self, x):
+        if self.training: time.sleep(.002)
+        return super().forward(x)
 
 
-def test_runner_is_a_plain_class(tmp_path):
+def test_runner_is_a_plain_class(tmp_path, one_thread):
     problem = mlp_problem()
     s = small_plan(problem).specs[0]
-    from scaling_nb.contracts import fingerprint
-    r = Runner(problem, open_storage(tmp_path), "s1").run(s, RECIPE, fingerprint(problem), 30)
-    assert r["state"] == "SUCCEEDED" and r["loss"] == train_run(problem, s, RECIPE).loss
+    prints = fingerprint(problem)
+    key = describe_run(problem, s, RECIPE, None, prints)["run_id"]
+    r = Runner().run(key, s, RECIPE, ("digest", [problem]), open_storage(tmp_path), None, dict(prints=prints))
+    assert r["end"] is End.FINAL and read_record(open_storage(tmp_path), key).loss == train_run(problem, s, RECIPE).loss
+    assert Runner().run(key, s, RECIPE, ("digest", [problem]), open_storage(tmp_path), None, dict(prints=prints))["end"] is End.FINAL        # read, not trained
 
 
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())
-def test_branches_wait_for_their_trunk_and_every_run_gets_its_turn(sizes, data):
-    "Over random histories of a pool of two: runs end in any order, trunks leave checkpoints at any time, or never."
-    specs, branches = {}, {}
-    for i, n in enumerate(sizes):
-        ids = [f"{i}-{k}" for k in range(n)]
-        specs |= {key: spec(1000 - 100*k) for k, key in enumerate(ids)}
-        if n > 1: branches[ids[0]] = tuple(ids[1:])
-    todo, trunk = _Todo(specs, {}, branches), {b: k for k, bs in branches.items() for b in bs}
-    queue, active, ended, left = longest_first(specs), [], [], set()
-    while queue or active:
-        while len(active) < 2 and (key := todo.next(queue, active, left.__contains__)):
-            assert trunk.get(key) in (None, *ended) or key in left
-            queue.remove(key); active.append(key)
-        assert active                                             # never nothing to do while something is left
-        for key in active:
-            for b in branches.get(key, ()):
-                if data.draw(st.booleans()): left.add(b)
-        ended.append(active.pop(data.draw(st.integers(0, len(active) - 1))))
-    assert sorted(ended) == sorted(specs)
+def test_what_no_run_is_to_blame_for_is_still_told(tmp_path):
+    "Our own mistake, or a storage of another problem: the run fails with the traceback on disk, and the sweep goes on."
+    problem = mlp_problem()
+    s, storage = small_plan(problem).specs[0], open_storage(tmp_path)
+    r = Runner().run("some-run", s, RECIPE, ("digest", [problem]), storage, None, dict(nonsense=1))
+    assert r["end"] is End.FINAL and "nonsense" in storage.read_json("some-run", "failure.json")["reason"] and "Traceback" in storage.read_json("some-run", "failure.json")["traceback"]
+
+
+def test_what_a_run_may_use():
+    nodes = [SimpleNamespace(cpus=8, gpus=2)]
+    assert _need(Resources(), None, None, nodes) == Need(1, 1) and _need(Resources(), None, None, [SimpleNamespace(cpus=8, gpus=0)]) == Need(1, 0)
+    auto = Resources(gpus="auto", accelerator="H100")
+    assert _need(auto, 7e9, 80e9, nodes) == Need(1, 1/8, accelerator="H100") and _need(auto, 30e9, 80e9, nodes).gpus == .5 and _need(auto, 60e9, 80e9, nodes).gpus == 1
+    assert _need(auto, 30e9, None, nodes).gpus == 1 and _need(Resources(gpus="auto", workers=2), 1e9, 80e9, nodes).gpus == 1      # unknown, or a run over several: whole GPUs
+    for kw, match in ((dict(cpus=0), "`cpus` must be positive"), (dict(slots=0), "`slots` must be at least 1"), (dict(gpus="some"), "'auto' or None"), (dict(grow=True), "needs `slots`")):
+        with pytest.raises(ValueError, match=match): Resources(**kw)
+
+
+def test_the_failed_are_tried_again_once():
+    "Of failed runs that are to be tried again, those that were tried meanwhile are not."
+    f = pd.DataFrame(dict(run_id=["a", "b", "c", "d"], state=["SUCCEEDED", "FAILED", "FAILED", "STOPPED"], attempt=[1, 1, 2, 3]))
+    assert _left_to_do(f, {}) == ["d"] and _left_to_do(f, {"b": 1, "c": 1}) == ["b", "d"]
+
+
+@pytest.mark.parametrize("text, told", [
+    ("The actor died unexpectedly. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits with an exit code 3.", "its worker died (exit code 3)"),
+    ("The actor is dead because its node has died. Node Id: 12ab", "its node was lost"),
+    ("Task was killed due to the node running low on memory.\nMemory on the node was 14.9GB", "out of memory"),
+    ("The actor died because of an error raised in its creation task, ray::Runner.__init__()\nImportError: no torch here", "ImportError: no torch here")])
+def test_how_a_worker_ended_is_told_in_a_few_words(text, told):
+    why, oom = _death(RuntimeError(text))
+    assert why.startswith(told) and "\n" not in why and oom == ("memory" in told)
 
 
 @pytest.mark.ray
@@ -116,36 +136,6 @@ class TestOnRay:
         asked = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False, retry_failed=True).frame
         assert set(asked[asked["size"] == 16].attempt) == {2}
 
-    def test_a_killed_worker_is_replaced_and_its_run_goes_on(self, tmp_path):
-        problem = mlp_problem()
-        plan = small_plan(problem, budgets=(3e8,))
-        victim = tmp_path/"killed"
-
-        class Killed(MLP):
-            "Kills its own process, once, in the middle of the run of width 16."
-            def forward(self, x):
-                if self.training and self.layers[0].out_features == 16 and not victim.exists():
-                    self.n = getattr(self, "n", 0) + 1
-                    if self.n > 500:
-                        victim.touch()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                return super().forward(x)
-        problem = mlp_problem(model=Killed)
-        f = run_sweep(problem, plan, RECIPE, storage=tmp_path/"runs", resources=TWO, view=False, checkpoint_s=.2).frame
-        assert victim.exists() and (f.state == "SUCCEEDED").all()
-        assert f.set_index("size").attempt.to_dict() == {8: 1, 16: 2, 32: 1}
-        whole = run_sweep(problem, plan, RECIPE, storage=tmp_path/"whole", resources=TWO, view=False).frame
-        assert list(f.loss) == list(whole.loss)                               # resumed from its checkpoint, bitwise
-
-    def test_a_worker_that_always_dies_ends_as_failed(self, tmp_path):
-        class Dies(MLP):
-            def forward(self, x):
-                if self.training and self.layers[0].out_features == 16: os._exit(3)
-                return super().forward(x)
-        plan = small_plan(mlp_problem(), budgets=(5e7,))
-        f = run_sweep(mlp_problem(model=Dies), plan, RECIPE, storage=tmp_path, resources=TWO, view=False).frame.set_index("size")
-        assert f.state.to_dict() == {8: "SUCCEEDED", 16: "FAILED", 32: "SUCCEEDED"} and "worker died 3 times" in f.reason[16]
-
     def test_another_study_is_refused_before_anything_is_written(self, tmp_path):
         problem = mlp_problem()
         run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, mock=True)
@@ -156,7 +146,7 @@ class TestOnRay:
 
     def test_what_fits_nowhere_is_said_at_once(self, tmp_path):
         problem = mlp_problem()
-        with pytest.raises(ValueError, match="asks for 1 CPUs and 4 GPUs"): run_sweep(problem, small_plan(problem), storage=tmp_path, resources=Resources(gpus=4), view=False)
+        with pytest.raises(ValueError, match="asks for 1 CPUs and 4 GPUs, but the nodes"): run_sweep(problem, small_plan(problem), storage=tmp_path, resources=Resources(gpus=4), view=False)
 
     def test_ray_stays_quiet(self, tmp_path, capfd):
         problem = mlp_problem()
@@ -166,13 +156,46 @@ class TestOnRay:
         out, err = capfd.readouterr()
         assert err == "" and out.count("\n") == 1 and out.startswith("6 runs in")
 
+    def test_resources_may_depend_on_the_run(self, tmp_path):
+        "The largest takes both cores, and they all come to their end."
+        problem = mlp_problem()
+        f = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=lambda s: Resources(cpus=2 if s.size == 32 else 1), view=False).frame
+        assert (f.state == "SUCCEEDED").all()
+        threads = {r["size"]: open_storage(tmp_path).read_json(r.run_id, "result.json")["threads"] for _, r in f.iterrows()}
+        assert threads == {8: 1, 16: 1, 32: 2}
 
-def test_no_cluster_answers():
-    import ray
-    if ray.is_initialized(): ray.shutdown()
-    start = time.monotonic()
-    with pytest.raises(ConnectionError, match="No Ray cluster answers at '127.0.0.1:1'"): start_ray("127.0.0.1:1")
-    assert time.monotonic() - start < 10
+    def test_workers_are_kept_for_the_next_sweep_and_let_go(self, tmp_path):
+        problem = mlp_problem()
+        def pids(where): return set(attempts_frame_pids(where))
+        run_sweep(problem, small_plan(problem, (5e7,)), RECIPE, storage=tmp_path/"a", resources=TWO, view=False)
+        run_sweep(problem, small_plan(problem, (6e7,)), RECIPE, storage=tmp_path/"b", resources=TWO, view=False)
+        assert pids(tmp_path/"b") <= pids(tmp_path/"a")
+        release_workers()
+        run_sweep(problem, small_plan(problem, (7e7,)), RECIPE, storage=tmp_path/"c", resources=TWO, view=False)
+        assert not pids(tmp_path/"c") & pids(tmp_path/"a")
+
+    def test_another_cell_may_work_meanwhile(self, tmp_path):
+        problem = mlp_problem()
+        s = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
+        assert s.alive and s.control.status()["over"] is False
+        with pytest.raises(TimeoutError, match="goes on"): s.wait(timeout=.1)
+        s.wait()
+        low, mid, high = s.control.scheduler.eta(time.monotonic())
+        assert low == mid == high == 0 and (s.frame.state == "SUCCEEDED").all() and "training" not in repr(s)
+        until = time.monotonic() + 30
+        while s.alive and time.monotonic() < until: time.sleep(.1)
+        assert not s.alive and not (tmp_path/"sweep.json").exists()
+
+    def test_ray_that_is_shut_down_under_a_sweep(self, tmp_path):
+        import ray
+        problem = mlp_problem(model=Slow)
+        s = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
+        while not s.frame.state.eq("RUNNING").any(): time.sleep(.05)
+        ray.shutdown()
+        with pytest.raises(RuntimeError, match="Ray was shut down while the sweep"): s.wait(60)
+        assert not ray.is_initialized()                                     # nor started again behind the user's back
+        again = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False)
+        assert (again.frame.state == "SUCCEEDED").all()
 
 
 def test_mock_needs_no_ray_and_no_time(tmp_path):
@@ -258,35 +281,12 @@ def test_ctrl_c_pauses_and_the_same_line_resumes(tmp_path):
     out, _ = p.communicate(timeout=120)
     assert p.returncode != 0 and "The same line resumes" in out and "KeyboardInterrupt" in out
     stopped = [json.loads(f.read_text()) for f in where.glob("*/attempt.json") if not (f.parent/"result.json").exists()]
-    assert stopped and all("stopped" in s for s in stopped) and not (where/"stop.json").exists()
+    assert stopped and all("stopped" in s for s in stopped) and not (where/"sweep.json").exists()
     before = _finished(where)
     p = _driver(tmp_path, where); out, _ = p.communicate(timeout=300)
     assert p.returncode == 0 and f"{len(before)} of 8 runs are finished" in out, out
     after = _finished(where)
     assert len(after) == 8 and all(after[k] == v for k, v in before.items())
-
-
-def test_the_lazy_module_loads_the_real_one(tmp_path):
-    "Ray's processes find our stand-in for rfc3987_syntax first; whoever asks it for something gets the real one."
-    from scaling_nb.scheduling import _LAZY
-    (tmp_path/"stub").mkdir(); (tmp_path/"real").mkdir()
-    (tmp_path/"stub"/"rfc3987_syntax.py").write_text(_LAZY)
-    (tmp_path/"real"/"rfc3987_syntax.py").write_text("def is_valid_syntax(kind, text): return (kind, text, 'real')\nOTHER = 7\n")
-    code = "import sys, rfc3987_syntax as r; assert 'stub' in r.__file__; print(r.is_valid_syntax('iri', 'x'), r.OTHER); from rfc3987_syntax import is_valid_syntax as v; print(v('a', 'b'))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path/"stub"), str(tmp_path/"real")])}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out.split("\n")[:2] == ["('iri', 'x', 'real') 7", "('a', 'b', 'real')"]
-
-
-def test_a_request_to_stop_names_its_session(tmp_path):
-    "A request to stop names its session: one left over from a dead driver stops nobody."
-    storage = open_storage(tmp_path)
-    asked = StopRequest(storage, "mine")
-    storage.write_json("", "stop.json", dict(session="other"))
-    assert not asked()
-    asked.asked = 0.0
-    storage.write_json("", "stop.json", dict(session="mine"))
-    assert asked()
 
 
 @pytest.mark.ray
