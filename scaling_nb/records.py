@@ -45,7 +45,9 @@ class Storage:
         import fsspec
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol])
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol]
+        self.local = "file" in protocol
+        self.whole = dict(max_concurrency=1) if "s3" in protocol else {}   # one request a file: ranges, as s3fs reads large ones, may be of two versions
 
     def __repr__(self): return f"Storage({self.url!r})"
     def __reduce__(self): return Storage, (self.root if self.local else self.url,)   # a relative path means the same folder to a worker
@@ -108,7 +110,7 @@ def _read(self, run_id, name) -> bytes | None:
     "The file's bytes, or None when there is none."
     path = self.path(run_id, name)
     try:
-        with _told("Reading", path): return Path(path).read_bytes() if self.local else self.fs.cat_file(path)
+        with _told("Reading", path): return Path(path).read_bytes() if self.local else self.fs.cat_file(path, **self.whole)
     except (FileNotFoundError, NotADirectoryError): return None
 
 Storage.write_bytes, Storage.read_bytes = _write, _read
@@ -151,7 +153,7 @@ def _remove(self, run_id, name):
 
 Storage.write_json, Storage.read_json, Storage.exists, Storage.remove = _write_json, _read_json, _exists, _remove
 
-# %% ../nbs/03_records.ipynb #f23d61da
+# %% ../nbs/03_records.ipynb #07460a02
 _FEW = 8   # so many folders are listed one by one, more with the whole storage
 
 def _written(info: dict) -> float:
@@ -194,7 +196,7 @@ def _read_many(self,
     if self.local: return [self.read_bytes(*f) for f in files]
     paths, out = [self.path(*f) for f in files], []
     with _told("Reading", f"{len(files)} files in {self.root}"):
-        got = self.fs.cat(paths, on_error="return") if paths else {}
+        got = self.fs.cat(paths, on_error="return", **self.whole) if paths else {}
         for data in (got.get(p) for p in paths):
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError): raise data
             out.append(data if isinstance(data, bytes) else None)
