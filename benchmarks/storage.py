@@ -62,7 +62,9 @@ def bench(kind, url, n):
     frame, framed = timed(lambda: runs_frame(storage))
     assert len(frame) == len(ids) == n and (frame.state == "SUCCEEDED").sum() == sum(i % 10 < 6 for i in range(n))
     alone = timed(lambda: one_by_one(storage, ids[:SAMPLE]))[1]*n/min(n, SAMPLE)
-    print(f"{kind:>8} {n:>7,} runs: listed in {listing:6.2f} s, framed in {framed:6.2f} s; file by file {alone:7.1f} s, ratio {alone/framed:4.1f}" + (f"; the server writes {rate:,.0f} files/s" if kind == "S3" else ""), flush=True)
+    again = timed(lambda: runs_frame(storage))[1]
+    print(f"{kind:>8} {n:>7,} runs: listed in {listing:6.2f} s, framed in {framed:6.2f} s, framed again in {again:6.2f} s; file by file {alone:7.1f} s, ratio {alone/framed:4.1f}", flush=True)
+    if kind == "S3": print(f"         the server took {rate:,.0f} plain uploads a second", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Storage:
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol]
-        self.local = "file" in protocol
+        self.local, self.finished = "file" in protocol, {}
         self.whole = dict(max_concurrency=1) if "s3" in protocol else {}   # one request a file: ranges, as s3fs reads large ones, may be of two versions
 
     def __repr__(self): return f"Storage({self.url!r})"
@@ -482,13 +482,16 @@ class _Known:
     heard_s: float
 
 def _known(storage, ids=None) -> dict:
-    "What many runs have on disk, by one listing and one reading of many: run_id -> _Known."
+    "What many runs have on disk, by one listing and one reading of many: run_id -> _Known. Files of a finished run never change, so they are read once."
     files, now = storage.files(ids), time.time()
     if ids is None: files = {i: names for i, names in files.items() if "spec.json" in names}
-    wanted = [(i, name) for i, names in files.items() for name in _SMALL if name in names]
+    finished = {i: k for i, names in files.items() if (k := storage.finished.get((i, names.get("result.json"))))}
+    wanted = [(i, name) for i, names in files.items() if i not in finished for name in _SMALL if name in names]
     parsed = {f: _json_object(data) for f, data in zip(wanted, storage.read_many(wanted))}
     heard = lambda names: [names[n] for n in ("attempt.json", "metrics.jsonl", "checkpoint") if not math.isnan(names.get(n, math.nan))]
-    return {i: _Known(*(parsed.get((i, n)) for n in _SMALL), max(0., now - max(heard(names), default=-math.inf))) for i, names in files.items()}
+    known = {i: finished.get(i) or _Known(*(parsed.get((i, n)) for n in _SMALL), max(0., now - max(heard(names), default=-math.inf))) for i, names in files.items()}
+    storage.finished |= {(i, files[i]["result.json"]): k for i, k in known.items() if k.spec and k.result}
+    return known
 
 def _state(k: _Known) -> RunState:
     "Where a run stands; a failure of an earlier attempt than the last counts no more."
