@@ -10,7 +10,7 @@ _NAMES = {
     "flops": "ParamCounts count_params flops_per_token measure_cost mfu transformer_flops",
     "recipes": "LrLaw Recipe Settings resolve",
     "sweep": "RunSpec SweepPlan plan_sweep",
-    "records": "RunRecord RunState Storage open_storage read_runs runs_frame",
+    "records": "RunRecord RunState Storage StorageBusy StorageError attempts_frame open_storage read_runs runs_frame",
     "training": "MockLaw Trainer train_run",
     "cluster": "cluster_nodes find_head head_dashboard start_head start_ray stop_head",
     "scheduling": "Resources Sweep run_sweep",

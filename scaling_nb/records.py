@@ -45,7 +45,9 @@ class Storage:
         import fsspec
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol])
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol]
+        self.local, self.finished = "file" in protocol, {}
+        self.whole = dict(max_concurrency=1) if "s3" in protocol else {}   # one request a file: ranges, as s3fs reads large ones, may be of two versions
 
     def __repr__(self): return f"Storage({self.url!r})"
     def __reduce__(self): return Storage, (self.root if self.local else self.url,)   # a relative path means the same folder to a worker
@@ -108,7 +110,7 @@ def _read(self, run_id, name) -> bytes | None:
     "The file's bytes, or None when there is none."
     path = self.path(run_id, name)
     try:
-        with _told("Reading", path): return Path(path).read_bytes() if self.local else self.fs.cat_file(path)
+        with _told("Reading", path): return Path(path).read_bytes() if self.local else self.fs.cat_file(path, **self.whole)
     except (FileNotFoundError, NotADirectoryError): return None
 
 Storage.write_bytes, Storage.read_bytes = _write, _read
@@ -151,7 +153,7 @@ def _remove(self, run_id, name):
 
 Storage.write_json, Storage.read_json, Storage.exists, Storage.remove = _write_json, _read_json, _exists, _remove
 
-# %% ../nbs/03_records.ipynb #f23d61da
+# %% ../nbs/03_records.ipynb #07460a02
 _FEW = 8   # so many folders are listed one by one, more with the whole storage
 
 def _written(info: dict) -> float:
@@ -194,7 +196,7 @@ def _read_many(self,
     if self.local: return [self.read_bytes(*f) for f in files]
     paths, out = [self.path(*f) for f in files], []
     with _told("Reading", f"{len(files)} files in {self.root}"):
-        got = self.fs.cat(paths, on_error="return") if paths else {}
+        got = self.fs.cat(paths, on_error="return", **self.whole) if paths else {}
         for data in (got.get(p) for p in paths):
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError): raise data
             out.append(data if isinstance(data, bytes) else None)
@@ -480,13 +482,16 @@ class _Known:
     heard_s: float
 
 def _known(storage, ids=None) -> dict:
-    "What many runs have on disk, by one listing and one reading of many: run_id -> _Known."
+    "What many runs have on disk, by one listing and one reading of many: run_id -> _Known. Files of a finished run never change, so they are read once."
     files, now = storage.files(ids), time.time()
     if ids is None: files = {i: names for i, names in files.items() if "spec.json" in names}
-    wanted = [(i, name) for i, names in files.items() for name in _SMALL if name in names]
+    finished = {i: k for i, names in files.items() if (k := storage.finished.get((i, names.get("result.json"))))}
+    wanted = [(i, name) for i, names in files.items() if i not in finished for name in _SMALL if name in names]
     parsed = {f: _json_object(data) for f, data in zip(wanted, storage.read_many(wanted))}
     heard = lambda names: [names[n] for n in ("attempt.json", "metrics.jsonl", "checkpoint") if not math.isnan(names.get(n, math.nan))]
-    return {i: _Known(*(parsed.get((i, n)) for n in _SMALL), max(0., now - max(heard(names), default=-math.inf))) for i, names in files.items()}
+    known = {i: finished.get(i) or _Known(*(parsed.get((i, n)) for n in _SMALL), max(0., now - max(heard(names), default=-math.inf))) for i, names in files.items()}
+    storage.finished |= {(i, files[i]["result.json"]): k for i, k in known.items() if k.spec and k.result}
+    return known
 
 def _state(k: _Known) -> RunState:
     "Where a run stands; a failure of an earlier attempt than the last counts no more."

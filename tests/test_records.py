@@ -1,4 +1,4 @@
-"""Storage: every backend keeps the same promises. Other people's tables: nothing is guessed between two, and everything is said."""
+"""What is remembered of a run (what every storage promises is in test_storage.py). Other people's tables: nothing is guessed between two, and everything is said."""
 import gzip
 import json
 import math
@@ -12,49 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling_nb.records import MetricsLog, RunState, StorageMismatch, bind_storage, open_storage, parse_metrics, read_runs, run_id, run_state, runs_frame
+from scaling_nb.records import RunState, StorageMismatch, bind_storage, open_storage, parse_metrics, read_runs, run_id, run_state, runs_frame
 from scaling_nb.sweep import RunSpec
 
 SPEC = RunSpec(budget=1e9, size=16, N=500, D=1000, flops_per_token=3000.)
-
-
-@pytest.fixture(params=["local", "memory", "file-url"])
-def storage(request, tmp_path):
-    return open_storage({"local": tmp_path/"runs", "memory": f"memory://{tmp_path.name}-{time.time_ns()}", "file-url": f"file://{tmp_path}/url"}[request.param])
-
-
-class TestStorage:
-    "One class of tests that every backend must pass."
-    def test_missing_is_none(self, storage):
-        assert storage.read_json("a", "spec.json") is None and storage.runs() == [] and storage.metrics("a") == []
-        assert len(runs_frame(storage)) == 0 and "loss" in runs_frame(storage).columns
-
-    def test_round_trip_and_replacement(self, storage):
-        storage.write_json("a", "spec.json", dict(x=1)); storage.write_json("a", "spec.json", dict(x=2, bad=math.inf))
-        assert storage.read_json("a", "spec.json") == dict(x=2, bad=None) and storage.runs() == ["a"]
-
-    def test_metrics_keep_the_last_of_a_step(self, storage):
-        log = MetricsLog(storage, "a"); log.add(dict(step=1, loss=3.)); log.add(dict(step=2, loss=2.)); log.close()
-        log = MetricsLog(storage, "a"); log.add(dict(step=2, loss=2.5)); log.add(dict(step=3, loss=float("nan"))); log.close()
-        assert storage.metrics("a") == [dict(step=1, loss=3.), dict(step=2, loss=2.5), dict(step=3, loss=None)]
-
-    def test_remove_twice(self, storage):
-        storage.write_json("a", "failure.json", {}); storage.remove("a", "failure.json"); storage.remove("a", "failure.json")
-        assert storage.read_json("a", "failure.json") is None
-
-    def test_a_storage_of_another_study_is_refused_and_untouched(self, storage):
-        bind_storage(storage, dict(name="A", model="1", data="x"))
-        storage.write_json("r", "spec.json", dict(x=1))
-        with pytest.raises(StorageMismatch, match="differs in: data.*nothing was changed"): bind_storage(storage, dict(name="A", model="1", data="y"))
-        assert storage.read_json("", "study.json")["problem"]["data"] == "x" and storage.runs() == ["r"]
-
-    def test_states(self, storage):
-        storage.write_json("a", "spec.json", dict(budget=1, size=1, N=1, D=1, flops_per_token=1., seed=0))
-        assert run_state(storage, "a") is RunState.PENDING
-        storage.write_json("a", "attempt.json", dict(attempt=1)); assert run_state(storage, "a") is RunState.RUNNING
-        storage.write_json("a", "attempt.json", dict(attempt=1, stopped=1.)); assert run_state(storage, "a") is RunState.STOPPED
-        storage.write_json("a", "failure.json", dict(reason="x")); assert run_state(storage, "a") is RunState.FAILED
-        storage.write_json("a", "result.json", dict(loss=1.)); assert run_state(storage, "a") is RunState.SUCCEEDED
 
 
 def test_torn_lines_are_no_lines():
