@@ -152,7 +152,7 @@ def test_what_dead_heads_left_is_removed(here):
 
 def test_a_head_that_does_not_come_up_is_told_and_leaves_nothing(here):
     with pytest.raises(RuntimeError, match="it ended: .*must be nonnegative"): cluster.start_head(cpus=-1)
-    assert not (here/"head.json").exists() and not list(here.glob("head-*")) and not [p for p in psutil.process_iter() if any(str(here) in a for a in _args(p))]
+    assert not (here/"head.json").exists() and not list(here.glob("head-*")) and not cluster._wait_for_end({p for p in psutil.process_iter() if any(str(here) in a for a in _args(p))}, 1)
 
 
 # The fast start
@@ -289,11 +289,14 @@ def test_a_head_outlives_who_started_it(machine, here, capfd):
     # its end
     capfd.readouterr()
     start = time.monotonic()
-    others = [p.pid for p in psutil.process_iter() if "raylet" in p.name() and p not in whole]
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", note["folder"]])        # names the folder, and is none of the head's
     assert cluster.stop_head() and cluster.find_head() is None and not cluster.stop_head() and cluster.head_dashboard() is None
     took = time.monotonic() - start
-    gone = [p for p in psutil.process_iter() if p in whole or any(note["folder"] in a or str(here) in a for a in _args(p))]
-    assert gone == [] and [p for p in others if not psutil.pid_exists(p)] == [] and not Path(note["folder"]).exists() and capfd.readouterr() == ("", "")
+    lives = bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    left = cluster._wait_for_end({*whole, *(p for p in psutil.process_iter() if any(str(here) in a for a in _args(p)))}, 1)
+    assert lives and left == set() and not Path(note["folder"]).exists() and capfd.readouterr() == ("", "")
     print(f"ended in {took:.1f} s")
 
 
