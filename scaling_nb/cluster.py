@@ -117,11 +117,19 @@ def _ray():
         AuthenticationTokenLoader.instance().reset_cache()
         yield ray
 
-# %% ../nbs/04b_cluster.ipynb #8c9e6893
+# %% ../nbs/04b_cluster.ipynb #3287974c
+def _channel(address: str):
+    "A connection to the first port of a cluster, encrypted where Ray is told to encrypt."
+    import grpc
+    options = [("grpc.enable_http_proxy", 0)]
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"): return grpc.insecure_channel(address, options=options)
+    ca, key, cert = (Path(os.environ[f"RAY_TLS_{k}"]).read_bytes() for k in ("CA_CERT", "SERVER_KEY", "SERVER_CERT"))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=options)
+
 def _alive(address: str, token: str | None = None) -> bool:
     "Does the cluster answer? False where it wants another token. Raises ConnectionError, within two seconds, where no Ray is."
     import grpc
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with _channel(address) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try: call(b"", timeout=2, metadata=[("authorization", f"Bearer {token}")] if token else None)
         except grpc.RpcError as e:

@@ -393,3 +393,23 @@ def test_nodes_come_and_go(machine):
         ray.shutdown(); c.shutdown()
         """, machine)
     assert out.splitlines() == ["[(3.0, 2.0, 'H100'), (1.0, 0.0, None)] {<class 'int'>} 2", "True", "[(1.0, 0.0, None)]"]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+def test_an_encrypted_cluster(machine, tmp_path):
+    key, cert = tmp_path/"key.pem", tmp_path/"cert.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+                   check=True, capture_output=True)
+    tls = machine | dict(RAY_USE_TLS="1", RAY_TLS_SERVER_CERT=str(cert), RAY_TLS_SERVER_KEY=str(key), RAY_TLS_CA_CERT=str(cert))
+    address = said("print(start_head(cpus=1))", tls)[0].strip()
+    try:
+        out, err = said("""
+            ray = start_ray(find_head())
+            print(ray.get(ray.remote(num_cpus=0)(lambda: 42).remote()))""", tls)
+        assert (out, err) == ("42\n", "")
+        out, err = said(f"""
+            try: start_ray({address!r})
+            except ConnectionError as e: print(e)""", machine)
+        assert "No Ray cluster answers" in out and err == ""
+    finally: assert said("print(stop_head())", tls)[0] == "True\n"
