@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NAMESPACE', 'start_ray', 'find_head', 'head_dashboard', 'start_head', 'stop_head', 'Node', 'cluster_nodes']
 
-# %% ../nbs/04b_cluster.ipynb #9f0cf0b4
+# %% ../nbs/04b_cluster.ipynb #161afa82
 import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,11 +117,19 @@ def _ray():
         AuthenticationTokenLoader.instance().reset_cache()
         yield ray
 
-# %% ../nbs/04b_cluster.ipynb #8c9e6893
+# %% ../nbs/04b_cluster.ipynb #3287974c
+def _channel(address: str):
+    "A connection to the first port of a cluster, encrypted where Ray is told to encrypt."
+    import grpc
+    options = [("grpc.enable_http_proxy", 0)]
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"): return grpc.insecure_channel(address, options=options)
+    ca, key, cert = (Path(os.environ[f"RAY_TLS_{k}"]).read_bytes() for k in ("CA_CERT", "SERVER_KEY", "SERVER_CERT"))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=options)
+
 def _alive(address: str, token: str | None = None) -> bool:
     "Does the cluster answer? False where it wants another token. Raises ConnectionError, within two seconds, where no Ray is."
     import grpc
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with _channel(address) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try: call(b"", timeout=2, metadata=[("authorization", f"Bearer {token}")] if token else None)
         except grpc.RpcError as e:
@@ -176,7 +186,7 @@ def _hush():
     print_to_stdstream.hushed = True
     worker.print_to_stdstream = print_to_stdstream
 
-# %% ../nbs/04b_cluster.ipynb #9ea6625c
+# %% ../nbs/04b_cluster.ipynb #c89c0e12
 NAMESPACE = "scaling_nb"   # where our named actors are found
 
 def _cores() -> dict:
@@ -184,12 +194,23 @@ def _cores() -> dict:
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"num_cpus": mine} if mine < (os.cpu_count() or 1) else {}
 
+def _in_lasting_thread(f: Callable, *args, **kwargs):
+    "Call `f` where its thread lives as long as the process: Linux kills what Ray starts when the thread that started it ends."
+    if threading.current_thread() is threading.main_thread(): return f(*args, **kwargs)
+    result = Future()
+    def body():
+        try: result.set_result(f(*args, **kwargs))
+        except BaseException as e: result.set_exception(e)
+        else: threading.Event().wait()
+    threading.Thread(target=body, name="ray", daemon=True).start()
+    return result.result()
+
 def _start(ray, say: Callable, **options):
     "Start Ray on this machine, for this process and its life."
     start = time.monotonic()
     if _mode() == "token": _own_token(say)
     with _on_loopback():
-        context = ray.init(address="local", namespace=NAMESPACE, _temp_dir=str(_private_folder()/"ray"), **{"include_dashboard": False, **_cores(), **options}, **_QUIET)
+        context = _in_lasting_thread(ray.init, address="local", namespace=NAMESPACE, _temp_dir=str(_private_folder()/"ray"), **{"include_dashboard": False, **_cores(), **options}, **_QUIET)
     say(f"Ray started on this machine in {time.monotonic() - start:.0f} s")
     if _listens_to_network(int(context.address_info["gcs_address"].rpartition(":")[2])):
         say("Ray's ports listen on all interfaces; " + ("the token keeps others out." if _mode() == "token" else "without a token, whoever reaches them can run code as you."))
@@ -276,7 +297,7 @@ def head_dashboard() -> str | None:  # http://host:port
     head = _head()
     return ((head and _up(head)) or {}).get("dashboard")
 
-# %% ../nbs/04b_cluster.ipynb #cbe1de66
+# %% ../nbs/04b_cluster.ipynb #63692cb3
 def _keep(package: str, folder: str, options: str):
     "What the process of the head does: start Ray, note where it is, and stay."
     with _ray() as ray:
@@ -285,16 +306,31 @@ def _keep(package: str, folder: str, options: str):
         _write_private(Path(folder)/"up.json", json.dumps(up))
     threading.Event().wait()
 
+def _family(pid: int) -> set:
+    "The processes of the session that `pid` leads, and their children. A process whose parent has died stays in its session."
+    found = set()
+    for p in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if os.getsid(p.pid) == pid: found |= {p, *p.children(recursive=True)}
+    return found
+
+def _wait_for_end(processes: set, limit_s: float = 10) -> set:
+    "Those of the processes that are alive still when the time is up. One that nobody has collected yet is dead."
+    def lives(p):
+        try: return p.is_running() and p.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess: return False
+    deadline = time.monotonic() + limit_s
+    while (processes := {p for p in processes if lives(p)}) and time.monotonic() < deadline: time.sleep(.05)
+    return processes
+
 def _end(pid: int):
-    "End a process and all that it started: politely, then not."
-    try: keeper = psutil.Process(pid)
-    except psutil.NoSuchProcess: return
-    family = [keeper, *keeper.children(recursive=True)]
-    with contextlib.suppress(psutil.NoSuchProcess): keeper.terminate()
-    _, left = psutil.wait_procs(family, timeout=10)
+    "End a head and all that it started: politely, then not."
+    before = _family(pid)
+    with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGTERM)
+    left = _wait_for_end(before) | _family(pid)
     for p in left:
         with contextlib.suppress(psutil.NoSuchProcess): p.kill()
-    psutil.wait_procs(left, timeout=10)
+    _wait_for_end(left)
 
 def start_head(
     cpus: int | None = None,  # Cores that it gives to workers; all of this process when None

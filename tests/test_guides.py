@@ -63,3 +63,14 @@ print(json.dumps(dict(status={k: b.status for k, b in budgets.items()}, N={k: fl
     assert .003 < said["seed_sd"] < .06 and said["dof"] == 12 and 1.2 < said["flat"] < 4
     for k in ("rates by width", "no warm-up"): assert abs(mean[k] - mean["decay"]) < .04, "the page says that these two show nothing"
     assert status["16 windows a step"] == "ok" and N["16 windows a step"] < .85 * N["rates by width"] and said["wrong"] < .8 * N["rates by width"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_what_the_page_on_security_says_is_so(tmp_path):
+    values = [v for c in executed("security", tmp_path).cells if c.cell_type == "code" for v in [text_of(nbformat.v4.new_notebook(cells=[c]))] if v]
+    assert [v.strip() for v in values] == [
+        "{'127.0.0.1'}", "('UNAUTHENTICATED', 'UNAUTHENTICATED')", "('0o600', '0o700', False)", "True", "this ran on your machine",
+        values[5].strip(), "(True, True, set())", values[7].strip()]
+    assert "FAILED - RuntimeError: the checkpoint cannot be read (UnpicklingError)" in values[5] and values[5].endswith("its code ran: False\n")
+    assert "checkpoint" in values[7] and values[7].endswith("False)")
