@@ -13,7 +13,8 @@ def _answers(path): return not os.path.exists(os.path.join(str(path).split("/run
 
 def _guarded(name):
     def call(self, path, *args, **kwargs):
-        if not _answers(self._strip_protocol(path) if isinstance(path, str) else self._strip_protocol(path[0])): raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        one = path[0] if isinstance(path, list) else getattr(path, "path", path)
+        if not _answers(self._strip_protocol(one)): raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         return getattr(LocalFileSystem, name)(self, path, *args, **kwargs)
     return call
 
