@@ -265,7 +265,6 @@ def test_a_head_outlives_who_started_it(machine, here, capfd):
         """, machine)
     assert out.startswith("42 ") and out.endswith("[1.0]\n") and err == "" and out.count("\n") == 1
     joined = float(out.split()[1])
-    print(f"joined and first task after {joined:.1f} s")
     assert joined < 5 and time.monotonic() - start < 20
 
     # who may enter: nobody from the network, nobody without the token
@@ -297,7 +296,7 @@ def test_a_head_outlives_who_started_it(machine, here, capfd):
     bystander.wait()
     left = cluster._wait_for_end({*whole, *(p for p in psutil.process_iter() if any(str(here) in a for a in _args(p)))}, 1)
     assert lives and left == set() and not Path(note["folder"]).exists() and capfd.readouterr() == ("", "")
-    print(f"ended in {took:.1f} s")
+    print(f"joined and first task after {joined:.1f} s, ended in {took:.1f} s")
 
 
 @pytest.mark.ray
