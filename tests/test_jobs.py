@@ -72,7 +72,7 @@ def cluster():
 def run(code, cluster, folder, ok=True, **env):
     "A script in `folder`, in a process of its own: what it printed"
     (folder/"script.py").write_text(textwrap.dedent(code))
-    p = subprocess.run([sys.executable, "script.py"], cwd=folder, env={**cluster.env, "PYTHONWARNINGS": "ignore:.*every node", **env}, capture_output=True, text=True, check=False, timeout=300)
+    p = subprocess.run([sys.executable, "script.py"], cwd=folder, env={**cluster.env, **env}, capture_output=True, text=True, check=False, timeout=300)
     assert not ok or p.returncode == 0, p.stdout[-3000:] + p.stderr[-3000:]
     assert cluster.token not in p.stdout + p.stderr
     return p.stdout if ok else p.stdout + p.stderr
@@ -162,10 +162,23 @@ class TestOnTwoNodes:
 
     def test_stop_pauses_and_the_same_line_goes_on(self, cluster, project):
         said = run(study("""
-            submit = lambda: submit_study(problems["file"], plan_of(problems["file"], (1e9,)), RECIPE, storage="runs", address=server, checkpoint_s=600)
+            import os
+            SLOW = os.path.abspath("slow")
+
+            class Patient(FileMLP):
+                "A step takes six seconds from when the file is there: longer than Ray waits by itself before it kills a job."
+                def forward(self, x):
+                    if self.training and os.path.exists(SLOW): time.sleep(6)
+                    return super().forward(x)
+
+            problem = Problem(Patient, "width", data=(X, Y), loss_fn=nn.CrossEntropyLoss())
+            plan = plan_of(problem, (5e8,))
+            submit = lambda: submit_study(problem, plan, RECIPE, storage="runs", address=server, checkpoint_s=600)
             job = submit()
             while len([f for f in Path("runs").glob("*/metrics.jsonl") if f.stat().st_size]) < 2: time.sleep(.1)
+            Path(SLOW).touch()
             print("stop", job.stop(), [f.parent.name for f in Path("runs").glob("*/checkpoint")])
+            Path(SLOW).unlink()
             try: job.result()
             except RuntimeError as e: print(e)
             assert "Paused" in job.logs()
@@ -175,7 +188,7 @@ class TestOnTwoNodes:
             from scaling_nb.training import train_run
             torch.set_num_threads(1)
             f = second.attach().frame
-            for s in plan_of(problems["file"], (1e9,)).specs: assert train_run(problems["file"], s, RECIPE).loss == f[f["size"] == s.size].loss.item()
+            for s in plan.specs: assert train_run(problem, s, RECIPE).loss == f[f["size"] == s.size].loss.item()
             print("attempts", sorted(f.attempt))
             """, cluster.address), cluster, project)
         assert re.search(r"stop STOPPED \['\w+', '\w+'\]", said), said       # Ray alone would have killed it before it wrote them
