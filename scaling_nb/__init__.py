@@ -13,7 +13,8 @@ _NAMES = {
     "records": "RunRecord RunState Storage StorageBusy StorageError attempts_frame open_storage read_runs runs_frame",
     "training": "MockLaw Trainer train_run",
     "cluster": "cluster_nodes find_head head_dashboard start_head start_ray stop_head",
-    "scheduling": "Resources Sweep run_sweep",
+    "decisions": "Limits",
+    "scheduling": "Resources Sweep attach run_sweep",
     "tuning": "CoordinateCheck LrTuning coordinate_check fit_lr tune_lr",
     "laws": "ChinchillaLaw CoupledLaw DataConstrainedLaw Form FormLaw IsoFlopParabola KaplanLaw PowerLaw inference_optimal overtrained",
     "fitting": "FitResult FitStatus fit_law fit_power_law",
@@ -24,6 +25,7 @@ _NAMES = {
     "charts": "plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
     "study": "Study find_optimal load_study",
+    "jobs": "Job submit_study",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = list(_MODULE_OF)

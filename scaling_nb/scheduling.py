@@ -786,7 +786,7 @@ def _ctrl_c():
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/05_scheduling.ipynb #accfc1e5
+# %% ../nbs/05_scheduling.ipynb #eff15755
 def run_sweep(
     problem: Problem,
     plan: SweepPlan,
@@ -802,6 +802,7 @@ def run_sweep(
     wait: bool = True,                # Return when all is trained; False returns at once, and the sweep goes on beside other cells
     detached: bool = False,           # Let the sweep outlive this process; `attach(storage)` finds it again
     limits: Limits | None = None,     # Deadlines and numbers of attempts
+    prints: dict | None = None,       # `fingerprint(problem)`, where it is known already
 ) -> Sweep:
     """Train every run of `plan` that is not finished, and return them all.
 
@@ -814,7 +815,7 @@ def run_sweep(
         print(f"The sweep in {storage.url} is being trained already; this is it, with the runs of this plan.")
         found.add(plan, recipe)
         return _watched(found, view, wait and not detached)
-    prints = fingerprint(problem)
+    prints = prints or fingerprint(problem)
     runs = _describe(problem, plan, recipe, storage, prints, per, mock)
     sweep = Sweep(storage, tuple(runs))
     f = sweep.frame

@@ -1,5 +1,6 @@
 """The guides run from top to bottom as a newcomer would run them. (The quickstart is the demo: tests/test_demo.py.)"""
 import json
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -37,6 +38,14 @@ def test_fit_your_own_runs_on_the_real_table(tmp_path):
         pytest.skip("chinchilla_figure4.csv is not beside this checkout")
     said = text_of(executed("fit_your_own_runs", tmp_path, path=str(REAL)))
     assert "245 runs" in said and "the window of compute" in said
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_run_on_a_cluster(tmp_path):
+    said = text_of(executed("cluster", tmp_path))
+    assert "SUCCEEDED\n17 runs" in said and "17 of 17 runs done" in said and "loss_high" in said
+    assert not subprocess.run(["pgrep", "-f", "ray start .*--port=26379|ray start .*:26379"], capture_output=True, text=True, check=False).stdout, "a node of the page is left"
 
 
 @pytest.mark.slow

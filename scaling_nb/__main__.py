@@ -1,0 +1,2 @@
+from scaling_nb.cli import main
+raise SystemExit(main())
