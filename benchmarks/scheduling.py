@@ -6,7 +6,6 @@ Runs sleep for a known time inside their steps, so that other load cannot stretc
 import heapq
 import random
 import sys
-import tempfile
 import time
 from types import SimpleNamespace
 

@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 TESTS = os.path.dirname(__file__)
 SAME = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason"]
 
-STUDY = """
+STUDY = f"""
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {TESTS!r})
 from problems import MLP, mlp_problem
 from scaling_nb.recipes import Recipe
 from scaling_nb.scheduling import Resources, attach, run_sweep
@@ -33,7 +33,7 @@ class Slow(MLP):
 problem, recipe = mlp_problem(model=Slow), Recipe(batch_size=64)
 plan = plan_sweep(problem, [1e8], sizes=[8, 12, 16, 24, 32], speed=None)
 def go(where, **kw): return run_sweep(problem, plan, recipe, storage=where, resources=Resources(slots=2), view=False, checkpoint_s=.5, **kw)
-""".format(tests=TESTS)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)

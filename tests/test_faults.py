@@ -11,7 +11,7 @@ from problems import MLP, mlp_problem
 
 from scaling_nb.decisions import Limits
 from scaling_nb.recipes import Recipe
-from scaling_nb.records import open_storage, runs_frame
+from scaling_nb.records import runs_frame
 from scaling_nb.scheduling import Resources, release_workers, run_sweep
 from scaling_nb.sweep import plan_sweep
 
