@@ -68,7 +68,8 @@ def bench(kind, url, n):
 
 
 if __name__ == "__main__":
-    for n in [int(a) for a in sys.argv[1:]] or [1000, 10_000]:
-        with tempfile.TemporaryDirectory() as folder: bench("local", folder, n)
-        bench("memory", f"memory://bench-{uuid.uuid4().hex}", n)
-        with s3_server(): bench("S3", "s3://bench/study", n)
+    with s3_server():
+        for n in [int(a) for a in sys.argv[1:]] or [1000, 10_000]:
+            with tempfile.TemporaryDirectory() as folder: bench("local", folder, n)
+            bench("memory", f"memory://bench-{uuid.uuid4().hex}", n)
+            bench("S3", f"s3://bench-{n}/study", n)

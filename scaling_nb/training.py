@@ -14,6 +14,7 @@ import gc
 import io
 import math
 import random
+import socket
 import time
 import traceback
 import warnings

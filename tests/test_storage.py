@@ -58,7 +58,9 @@ def child(code, *args, **kw):
 
 
 def said(process, timeout=120):
-    out, err = process.communicate(timeout=timeout)
+    try: out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None: process.kill()
     assert process.returncode == 0, err
     return out.strip()
 
@@ -177,9 +179,11 @@ class StorageContract:
         assert sorted(f.loss) == list(range(12)) and all(len(storage.metrics(i)) == 20 for i in f.run_id)
 
     def test_what_another_process_just_wrote_is_seen(self, storage, others):
-        assert storage.runs() == [] and not storage.exists("new", "spec.json") and len(runs_frame(storage)) == 0
-        assert said(child("storage.write_json('new', 'spec.json', json.loads(sys.argv[2]))", storage.url, json.dumps(SPEC))) == ""
-        assert storage.runs() == ["new"] and storage.exists("new", "spec.json") and len(runs_frame(storage)) == 1 and storage.read_json("new", "spec.json") == SPEC
+        storage.write_json("old", "spec.json", SPEC)
+        assert storage.runs() == ["old"] and not storage.exists("old", "result.json") and not storage.exists("new", "spec.json") and list(runs_frame(storage).state) == ["PENDING"]
+        said(child("storage.write_json('new', 'spec.json', json.loads(sys.argv[2])); storage.write_json('old', 'result.json', dict(loss=2.))", storage.url, json.dumps(SPEC)))
+        assert storage.runs() == ["new", "old"] and storage.exists("old", "result.json") and storage.read_json("new", "spec.json") == SPEC
+        assert sorted(runs_frame(storage).state) == ["PENDING", "SUCCEEDED"] and run_state(storage, "old") is RunState.SUCCEEDED
 
     def test_it_travels_to_other_processes(self, storage, others):
         storage.write_json("a", "spec.json", dict(x=1))
@@ -545,7 +549,8 @@ def test_a_lease_is_one_and_says_whose(shared, holder):
 
 def test_a_killed_holder_of_this_machine_is_dead_at_once(shared, holder):
     holder.kill()                                          # and not waited for: a zombie has ended too
-    while records._born(holder.pid) != "": time.sleep(.02)
+    start = time.monotonic()
+    while records._born(holder.pid) != "" and time.monotonic() - start < 10: time.sleep(.02)
     start = time.monotonic(); lease = take_lease(shared, "tuesday", watch_s=60)
     assert time.monotonic() - start < 10
     lease.renew(); lease.release(); lease.release()
