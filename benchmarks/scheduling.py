@@ -3,12 +3,22 @@
 decisions: the decision loop alone on a simulated cluster of 1,000 slots, up to 100,000 runs, with failures; cost per decision by size.
 overhead:  forty runs of 1 to 5 s on two workers: wall over (sum of work / workers), after the workers are up; the same runs as one actor a run, and one after the other.
 Runs sleep for a known time inside their steps, so that other load cannot stretch the work."""
+import contextlib
 import heapq
+import io
+import json
 import random
+import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+from torch import nn
+
+from scaling_nb import Problem, Recipe, Resources, RunSpec, SweepPlan, run_sweep
 from scaling_nb.decisions import End, Limits, Open, Scheduler, Start, Task
 
 
@@ -62,6 +72,94 @@ def decisions():
     print(f" 10,000 runs on 8 slots: makespan {ten:.3f} of the ideal")
 
 
+class Sleeper(nn.Module):
+    "Each step takes `width` milliseconds."
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.layer = width, nn.Linear(4, width)
+
+    def forward(self, x):
+        if self.training: time.sleep(self.width / 1000)
+        return self.layer(x)[:, :4]
+
+
+def problem_and_runs(runs):
+    "Runs of ten steps, 1 to 5 s each, and the seconds of each."
+    problem = Problem(Sleeper, "width", data=(torch.randn(400, 4), torch.zeros(400, dtype=torch.long)), loss_fn=nn.CrossEntropyLoss())
+    ms = [round(100 * 5 ** (i / (runs - 1))) for i in range(runs)]
+    return problem, Recipe(batch_size=10, base_width=None), [RunSpec(1.0 * w, w, 4 * w, 100, float(w), seed=i) for i, w in enumerate(ms)], [w / 100 for w in ms]
+
+
+def lpt(seconds, workers):
+    "The makespan of these runs, the longest first, without any cost."
+    load = [0.0] * workers
+    for s in sorted(seconds, reverse=True): load[load.index(min(load))] += s
+    return max(load)
+
+
+def pool(problem, recipe, specs, workers):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        start = time.monotonic()
+        sweep = run_sweep(problem, SweepPlan(tuple(specs)), recipe, storage=folder, resources=Resources(slots=workers), view=False, wait=False)
+        while sweep.alive: time.sleep(.02)
+        end, begun = time.monotonic(), sweep.control.begun
+        attempts = [json.loads(p.read_text()) for p in Path(folder).glob("*/attempt.json")]
+        inside = sweep.frame.wall_s
+    return end - begun, end - start, len({a["pid"] for a in attempts}), list(inside)
+
+
+def actor_a_run(problem, recipe, specs, workers):
+    "The usual way: each run is an actor of its own, so many at a time."
+    import ray
+
+    from scaling_nb.scheduling import release_workers
+    from scaling_nb.training import train_run
+    release_workers()
+
+    class One:
+        def run(self, problem, spec, recipe, folder):
+            torch.set_num_threads(1)
+            return train_run(problem, spec, recipe, storage=folder).loss
+    with tempfile.TemporaryDirectory() as folder:
+        ref, start = ray.put(problem), time.monotonic()
+        todo, live = sorted(specs, key=lambda s: -s.size), {}
+        while todo or live:
+            while todo and len(live) < workers:
+                actor = ray.remote(num_cpus=1)(One).remote()
+                live[actor.run.remote(ref, todo.pop(0), recipe, folder)] = actor
+            (done,), _ = ray.wait(list(live), num_returns=1)
+            ray.get(done)
+            ray.kill(live.pop(done))
+        return time.monotonic() - start
+
+
+def sequential(problem, recipe, specs):
+    from scaling_nb.training import train_run
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        for s in specs: train_run(problem, s, recipe, storage=folder)
+        return time.monotonic() - start
+
+
+def overhead(runs=40, workers=2):
+    from scaling_nb.cluster import start_ray
+    start_ray()
+    problem, recipe, specs, work = problem_and_runs(runs)
+    ideal = sum(work) / workers
+    for what in ("cold workers", "spare workers"):
+        wall, whole, processes, inside = pool(problem, recipe, specs, workers)
+        print(f"pool, {what}: {wall:.1f} s after the first worker was up, {wall / ideal:.3f} of (sum of work / workers), {whole / ideal:.3f} from the call on; "
+              f"{(wall - ideal) * workers / runs:.2f} s a run in all, {statistics.median(i - w for i, w in zip(inside, work)):.2f} s of it inside the runs; "
+              f"{wall / lpt(inside, workers):.3f} of longest-first with the times measured; {processes} processes", flush=True)
+    wall = actor_a_run(problem, recipe, specs, workers)
+    print(f"an actor a run: {wall:.1f} s, {wall / ideal:.3f}", flush=True)
+    wall = sequential(problem, recipe, specs)
+    print(f"one after the other in this process: {wall:.1f} s, {wall / sum(work):.3f} of the sum of work, {wall / ideal:.3f}")
+
+
 if __name__ == "__main__":
     which = sys.argv[1:] or ["decisions", "overhead"]
     if "decisions" in which: decisions()
+    if "overhead" in which: overhead()

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]/"tests"))
 from s3server import s3_server
 
-from scaling_nb.records import open_storage, runs_frame
+from scaling_nb.records import open_storage, runs_frame, write_index
 
 SAMPLE = 200
 
@@ -63,7 +63,10 @@ def bench(kind, url, n):
     assert len(frame) == len(ids) == n and (frame.state == "SUCCEEDED").sum() == sum(i % 10 < 6 for i in range(n))
     alone = timed(lambda: one_by_one(storage, ids[:SAMPLE]))[1]*n/min(n, SAMPLE)
     again = timed(lambda: runs_frame(storage))[1]
-    print(f"{kind:>8} {n:>7,} runs: listed in {listing:6.2f} s, framed in {framed:6.2f} s, framed again in {again:6.2f} s; file by file {alone:7.1f} s, ratio {alone/framed:4.1f}", flush=True)
+    write_index(storage)
+    indexed = timed(lambda: runs_frame(open_storage(url)))[1]
+    print(f"{kind:>8} {n:>7,} runs: listed in {listing:6.2f} s, framed in {framed:6.2f} s, framed again in {again:6.2f} s, anew with the index of the finished {indexed:6.2f} s; "
+          f"file by file {alone:7.1f} s, ratio {alone/framed:4.1f}", flush=True)
     if kind == "S3": print(f"         the server took {rate:,.0f} plain uploads a second", flush=True)
 
 

@@ -89,7 +89,7 @@ def attempt_on_workers(
         why = _fit(job, workers, cpus, gpus)
         if "StorageError" in why: raise StorageError(why)
         now = storage.read_json(key, "attempt.json") or {}
-        if storage.exists(key, "failure.json") or storage.exists(key, "result.json") or now.get("stopped") or now.get("token") != a["token"]: return   # at its end, asked to stop, or begun anew at half the rate
+        if storage.exists(key, "failure.json") or storage.exists(key, "result.json") or now.get("stopped") or now.get("token") != a["token"]: return  # or begun anew at half the rate
     storage.write_json(key, "failure.json", dict(reason=f"its workers died {MAX_STARTS} times: {why}", tokens=0))
 
 def _fit(job, workers, cpus, gpus) -> str:

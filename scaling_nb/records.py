@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS_S', 'FENCE_S', 'QUIET_S', 'RENEW_S', 'WATCH_S', 'Storage', 'open_storage', 'StorageError', 'MetricsLog',
            'parse_metrics', 'begin_attempt', 'Superseded', 'RunWriter', 'run_id', 'recipe_id', 'group_id',
-           'StorageMismatch', 'bind_storage', 'RunState', 'RunRecord', 'run_state', 'read_record', 'runs_frame',
-           'attempts_frame', 'StorageBusy', 'read_lease', 'Lease', 'take_lease', 'read_runs']
+           'StorageMismatch', 'bind_storage', 'RunState', 'RunRecord', 'write_index', 'run_state', 'read_record',
+           'runs_frame', 'attempts_frame', 'StorageBusy', 'read_lease', 'Lease', 'take_lease', 'read_runs']
 
 # %% ../nbs/03_records.ipynb #ace7f94b
 import ast
@@ -46,7 +46,7 @@ class Storage:
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol]
-        self.local, self.finished = "file" in protocol, {}
+        self.local, self.finished, self.indexed = "file" in protocol, {}, False
         self.whole = dict(max_concurrency=1) if "s3" in protocol else {}   # one request a file: ranges, as s3fs reads large ones, may be of two versions
 
     def __repr__(self): return f"Storage({self.url!r})"
@@ -481,10 +481,24 @@ class _Known:
     failure: dict | None
     heard_s: float
 
+_INDEX = "finished.json"   # a copy for haste: without it, or with an old one, the same is read run by run
+
+def write_index(
+    storage: Storage,
+):
+    "Put what the finished runs have in their small files into one: whoever frames an object store then asks once. It is believed of a run only while its result is the one that was read."
+    runs_frame(storage)
+    storage.write_json("", _INDEX, dict(runs=[[i, written, k.spec, k.attempt, k.result] for (i, written), k in storage.finished.items()]))
+
+def _read_index(storage):
+    storage.indexed, index = True, storage.read_json("", _INDEX) or {}
+    for i, written, spec, attempt, result in index.get("runs") or []: storage.finished.setdefault((i, written), _Known(spec, attempt, result, None, 0.))
+
 def _known(storage, ids=None) -> dict:
     "What many runs have on disk, by one listing and one reading of many: run_id -> _Known. Files of a finished run never change, so they are read once."
     files, now = storage.files(ids), time.time()
     if ids is None: files = {i: names for i, names in files.items() if "spec.json" in names}
+    if not storage.indexed and len(files) > _FEW and not storage.local: _read_index(storage)
     finished = {i: k for i, names in files.items() if (k := storage.finished.get((i, names.get("result.json"))))}
     wanted = [(i, name) for i, names in files.items() if i not in finished for name in _SMALL if name in names]
     parsed = {f: _json_object(data) for f, data in zip(wanted, storage.read_many(wanted))}

@@ -6,7 +6,7 @@
 __all__ = ['LINGER_S', 'Desk', 'Line', 'Runner', 'release_workers', 'Resources', 'gpu_share', 'Controller', 'DetachedController',
            'Sweep', 'run_sweep', 'attach']
 
-# %% ../nbs/05_scheduling.ipynb #2cad162b
+# %% ../nbs/05_scheduling.ipynb #f588d865
 import asyncio
 import atexit
 import concurrent.futures
@@ -32,7 +32,7 @@ from .cluster import NAMESPACE, cluster_nodes, start_head, start_ray
 from .contracts import Problem, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
-from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, open_storage, read_lease, runs_frame, take_lease
+from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, open_storage, read_lease, runs_frame, take_lease, write_index
 from .sweep import RunSpec, SweepPlan, format_seconds, share_trunks
 
 # %% ../nbs/05_scheduling.ipynb #5b56f2d7
@@ -345,7 +345,7 @@ class Controller:
         except BaseException as e: self.error = self.error or e
         finally: self.rested.set()
 
-# %% ../nbs/05_scheduling.ipynb #32732d83
+# %% ../nbs/05_scheduling.ipynb #dfec549f
 async def _main(self):
     "Listen, decide, act, until there is nothing left to do."
     self.loop, self.wake, idle_since = asyncio.get_running_loop(), asyncio.Event(), None
@@ -374,6 +374,8 @@ async def _main(self):
         self.workers.clear()
         if not self.job.detached: _kill(self.desk)
         if self._renewal: await self._renewal
+        if not self.job.storage.local:
+            with contextlib.suppress(StorageError): await asyncio.to_thread(write_index, self.job.storage)
         with contextlib.suppress(StorageError): await asyncio.to_thread(self.lease.release)
 
 async def _listen(self):
@@ -407,7 +409,7 @@ def _tell(self):
 
 Controller._main, Controller._listen, Controller._renew, Controller._tell = _main, _listen, _renew, _tell
 
-# %% ../nbs/05_scheduling.ipynb #0bd9c2e1
+# %% ../nbs/05_scheduling.ipynb #adacccce
 def _act(self, action):
     "Carry out one action."
     self._news = True
@@ -473,7 +475,7 @@ def _remember(self, size, memory):
     self._peaks[size] = memory
     nodes = cluster_nodes()
     for k, t in list(self.scheduler.tasks.items()):
-        if t.size == size and self.job.resource(self.job.runs[k][0]).gpus == "auto": self.scheduler.change(replace(t, need=_need(self.job.resource(self.job.runs[k][0]), memory, self.gpu_memory, nodes)))
+        if t.size == size and (res := self.job.resource(self.job.runs[k][0])).gpus == "auto": self.scheduler.change(replace(t, need=_need(res, memory, self.gpu_memory, nodes)))
 
 def _fail_on_disk(storage, key, why):
     "A run is given up, unless it has come to an end of its own."
@@ -489,7 +491,7 @@ async def _write_failure(self, a: Fail):
 
 Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember, Controller._write_failure = _act, _kind, _make, _open, _train, _remember, _write_failure
 
-# %% ../nbs/05_scheduling.ipynb #19eee0ed
+# %% ../nbs/05_scheduling.ipynb #f87d370b
 class _Ended(RuntimeError):
     "The loop is no more."
 
@@ -544,8 +546,8 @@ def _status(self) -> dict:
     "Where the sweep stands."
     def go():
         s = self.scheduler
-        return dict(ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=s.eta(time.monotonic()), opening=sum(s.opening.values()), resting=self.rested.is_set(),
-                    left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
+        return dict(ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=s.eta(time.monotonic()), opening=sum(s.opening.values()),
+                    resting=self.rested.is_set(), left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
     try: return self._ask(go)
     except RuntimeError: return go() | dict(eta=None, resting=True)        # the loop has ended
 
@@ -555,7 +557,8 @@ def _close(self, timeout: float = 60):
     with contextlib.suppress(RuntimeError): self.loop.call_soon_threadsafe(self.wake.set)
     self._thread.join(timeout)
 
-Controller._ask, Controller.pause, Controller.resume, Controller.cancel, Controller.add, Controller._keep, Controller.status, Controller.close = _ask, _pause, _resume, _cancel, _add, _keep, _status, _close
+Controller._ask, Controller._keep, Controller.status, Controller.close = _ask, _keep, _status, _close
+Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
 Controller.alive = property(lambda self: self._thread.is_alive())
 
 # %% ../nbs/05_scheduling.ipynb #36faf01b
@@ -666,10 +669,11 @@ class Sweep:
         "Seconds until all is done: (5 %, 50 %, 95 %); None while no speed is known, or nobody trains."
         return self.control.status()["eta"] if self.alive else None
 
-# %% ../nbs/05_scheduling.ipynb #8b32c89a
+# %% ../nbs/05_scheduling.ipynb #d0b34664
 def _needs(self, what):
     "The controller, or an error that says what to do."
-    if not self.alive: raise RuntimeError(f"Nobody trains the sweep in {self.storage.url} just now, so there is nothing to {what}. Its finished runs are in `frame`; the same `run_sweep` line goes on with the rest.")
+    if not self.alive:
+        raise RuntimeError(f"Nobody trains the sweep in {self.storage.url} just now, so there is nothing to {what}. Its finished runs are in `frame`; the same `run_sweep` line goes on with the rest.")
     return self.control
 
 def _pause(self):

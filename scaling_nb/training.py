@@ -14,7 +14,6 @@ import gc
 import io
 import math
 import random
-import socket
 import time
 import traceback
 import warnings

@@ -194,7 +194,7 @@ def _poll_run(self, run) -> bool:
         run.spent = float((result or failure or {}).get("flops_measured") or math.nan)
         if result:
             run.state, run.final = "SUCCEEDED", float(result.get("loss") or math.nan)
-        elif failure:
+        elif failure and failure.get("attempt", run.attempt) >= run.attempt:   # of an earlier attempt, it counts no more
             run.state, run.reason = "FAILED", str(failure.get("reason") or "no reason was given")
         else:
             run.state = "PENDING" if attempt is None else "STOPPED" if attempt.get("stopped") else "RUNNING"

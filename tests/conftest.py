@@ -15,6 +15,7 @@ def pytest_configure(config):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+@pytest.hookimpl(tryfirst=True)   # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
     "What starts Ray, a browser or a whole demo stays in one process, and begins first; the rest is shared out among the others (`pytest -n 2 --dist loadgroup`)."
     heavy = [i for i in items if any(i.get_closest_marker(m) for m in ("ray", "browser", "slow"))]

@@ -133,9 +133,9 @@ def test_random_histories(data):
     assert all(m.cpus == pytest.approx(m.all[0]) and m.gpus == pytest.approx(m.all[1]) for m in s.machines.values()), free   # nothing of the nodes leaked
 
 
-def ready(tasks, limits=Limits(), nodes=None, **kw):
+def ready(tasks, limits=None, nodes=None, **kw):
     "A scheduler whose workers are up and have been given their first runs."
-    s = Scheduler(limits, **kw)
+    s = Scheduler(limits or Limits(), **kw)
     s.nodes(nodes or [node()])
     s.add(tasks)
     w = World(s)
@@ -367,7 +367,7 @@ class TestFinishTime:
         low, mid, high = finish_time([20., 30., 10., 5.], waiting, 4, spread)
         for _ in range(300):
             common = rng.standard_normal()*spread/math.sqrt(2)
-            one = lambda x: x*math.exp(common + rng.standard_normal()*spread/math.sqrt(2))
+            one = lambda x, common=common: x*math.exp(common + rng.standard_normal()*spread/math.sqrt(2))
             load = [one(x) for x in (20., 30., 10., 5.)]
             for x in sorted(waiting, reverse=True): load[int(np.argmin(load))] += one(x)
             hits += low <= max(load) <= high

@@ -273,7 +273,8 @@ def test_clocks_that_disagree(tmp_path, undisturbed):
     assert (tmp_path/"fault").exists() and same(s.frame, undisturbed) and attempts(s)[16] == 2
     assert s.frame.wall_s.between(0, 600).all()
     a = s.attempts
-    assert a[a.run_id == s.frame.set_index("size").run_id[16]].started.is_monotonic_decreasing        # the clock did go back
+    times = a[a.run_id == s.frame.set_index("size").run_id[16]].started
+    assert (times.max() - times.min()).total_seconds() > 3600               # the clocks did disagree
 
 
 # ---------------------------------------------------------------- the user's hand

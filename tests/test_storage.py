@@ -26,6 +26,7 @@ from scaling_nb.records import (
     MetricsLog,
     RunState,
     RunWriter,
+    Storage,
     StorageBusy,
     StorageError,
     StorageMismatch,
@@ -40,6 +41,7 @@ from scaling_nb.records import (
     run_state,
     runs_frame,
     take_lease,
+    write_index,
 )
 
 SPEC = dict(budget=1e9, size=16, N=500, D=1000, flops_per_token=3000., seed=0)
@@ -96,6 +98,22 @@ class StorageContract:
         many = [f"none{i}" for i in range(20)]
         assert {i: sorted(f) for i, f in storage.files(["stray", *many]).items()} == dict(stray=["attempt.json"], **{i: [] for i in many})
         assert abs(time.time() - storage.files()["planned"]["spec.json"]) < 30
+
+    def test_an_index_saves_reading_and_changes_nothing(self, storage, monkeypatch):
+        for i in range(12):
+            storage.write_json(f"r{i:02}", "spec.json", {**SPEC, "seed": i})
+            if i < 10: storage.write_json(f"r{i:02}", "attempt.json", dict(attempt=1)); storage.write_json(f"r{i:02}", "result.json", dict(loss=3. + i, tokens=100))
+        write_index(storage)
+        fresh, read, plain = Storage(storage.url), [], Storage.read_many
+        monkeypatch.setattr(Storage, "read_many", lambda self, files: (read.extend(files), plain(self, files))[1])
+        assert runs_frame(fresh).equals(runs_frame(storage)) and sorted(runs_frame(fresh).loss.dropna()) == [3. + i for i in range(10)]
+        if not storage.local: assert {i for i, _ in read} == {"r10", "r11"}                  # the finished ones came with the index
+        time.sleep(1.1)                                                                     # stores date files to the second
+        storage.write_json("r00", "result.json", dict(loss=9., tokens=100)); storage.remove("r01", "result.json")
+        after = runs_frame(Storage(storage.url)).set_index("run_id")
+        assert after.loss["r00"] == 9. and after.state["r01"] != "SUCCEEDED" and after.loss["r02"] == 5.
+        storage.write_bytes("", "finished.json", b"{torn")
+        assert runs_frame(Storage(storage.url)).set_index("run_id").loss["r02"] == 5.
 
     def test_metrics_keep_the_last_of_a_step(self, storage):
         log = MetricsLog(storage, "a"); log.add(dict(step=1, loss=3.)); log.add(dict(step=2, loss=2.)); log.close()
