@@ -18,6 +18,7 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)   # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
     "What starts Ray, a browser or a whole demo stays in one process, and begins first; the rest is shared out among the others (`pytest -n 2 --dist loadgroup`)."
+    if items and not hasattr(items[0], "_nodeid"): raise pytest.UsageError("pytest-xdist 3.8 groups tests by an attribute that this pytest does not have; pytest<9.2 has it")
     heavy = [i for i in items if any(i.get_closest_marker(m) for m in ("ray", "browser", "slow"))]
     for item in heavy:
         item.add_marker(pytest.mark.xdist_group("machine"))

@@ -313,3 +313,65 @@ def test_cancel_and_add(tmp_path, undisturbed):
     assert sorted(f.state) == ["FAILED", "FAILED", "SUCCEEDED"] and same(f, undisturbed, but=set(f["size"][f.state == "FAILED"]) | (set(SIZES) - set(f["size"])))
     again = run_sweep(mlp_problem(), the_plan(), RECIPE, storage=tmp_path/"runs", resources=TWO, view=False, retry_failed=True)
     assert same(again.frame, undisturbed)                                          # a change of mind costs nothing
+
+
+# ---------------------------------------------------------------- all at once, quietly
+
+ALL_AT_ONCE = """
+import json, os, signal, sys, time
+from pathlib import Path
+import psutil
+sys.path.insert(0, {tests!r})
+m = psutil.virtual_memory()
+room = min(3e9, m.available/2)
+os.environ.update(RAY_memory_usage_threshold=str(1 - (m.available - room)/m.total), RAY_memory_monitor_refresh_ms="100")
+from problems import MLP, mlp_problem
+from scaling_nb.decisions import Limits
+from scaling_nb.recipes import Recipe
+from scaling_nb.scheduling import Resources, run_sweep
+from scaling_nb.sweep import plan_sweep
+where = Path(sys.argv[1])
+
+class Unlucky(MLP):
+    def forward(self, x):
+        width = self.layers[0].out_features
+        if self.training:
+            self.n = getattr(self, "n", 0) + 1
+            flag = where/f"fault{{width}}"
+            if width == 16 and len(x) > 16 and self.n > 20:      # until Ray ends it; a quarter of the batch fits
+                kept = []
+                while True: kept.append(bytearray(os.urandom(1)*100_000_000)); time.sleep(.03)
+            if width == 24 and self.n > 20: print("not in the notebook"); raise ValueError("the user's own mistake")
+            if self.n > 200 and width in (8, 12) and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL) if width == 8 else time.sleep(600)
+        return super().forward(x)
+
+if __name__ == "__main__":
+    problem = mlp_problem(model=Unlucky)
+    s = run_sweep(problem, plan_sweep(problem, (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), Recipe(batch_size=64), storage=where/"runs", resources=Resources(slots=2), view=False,
+                  checkpoint_s=.2, limits=Limits(hang_s=5))
+    f = s.frame.set_index("size")
+    told = s.attempts.set_index("run_id").why
+    print(json.dumps({{str(n): [f.state[n], int(f.attempt[n]), f.loss[n] if f.loss[n] == f.loss[n] else None, f.reason[n], [w for w in told[[f.run_id[n]]] if w]] for n in f.index}}))
+"""
+
+
+def test_all_at_once_and_nothing_is_printed_but_what_we_say(tmp_path):
+    "A killed worker, a hang, one that Ray ends for its memory, a mistake of the user's: two lines on stdout, none on stderr."
+    import json
+    import subprocess
+    import sys
+    script = tmp_path/"driver.py"
+    script.write_text(ALL_AT_ONCE.format(tests=os.path.dirname(__file__)))
+    p = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+    assert p.returncode == 0 and p.stderr == "", p.stdout + p.stderr
+    first, second, last = p.stdout.splitlines()
+    assert first.startswith("Ray started on this machine in ") and second.startswith("5 runs in ")
+    told = json.loads(last)
+    assert {k: v[0] for k, v in told.items()} == {"8": "SUCCEEDED", "12": "SUCCEEDED", "16": "SUCCEEDED", "24": "FAILED", "32": "SUCCEEDED"}
+    assert {k: v[1] for k, v in told.items()} == {"8": 2, "12": 2, "16": 2, "24": 1, "32": 1}
+    assert told["8"][4][0].startswith("its worker died") and told["12"][4] == ["no step for 5 s"] and told["24"][3] == "ValueError: the user's own mistake"
+    assert told["16"][4][0].startswith("out of memory") and len(told["16"][4]) == 1
+    plain = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), RECIPE, storage=tmp_path/"plain", resources=TWO, view=False).frame.set_index("size")
+    assert all(told[str(n)][2] == plain.loss[n] for n in (8, 12, 32)) and told["16"][2] == pytest.approx(plain.loss[16], rel=1e-3)
