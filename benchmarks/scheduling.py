@@ -100,13 +100,13 @@ def lpt(seconds, workers):
 
 def pool(problem, recipe, specs, workers):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        start = time.monotonic()
+        start, called = time.monotonic(), time.time()
         sweep = run_sweep(problem, SweepPlan(tuple(specs)), recipe, storage=folder, resources=Resources(slots=workers), view=False, wait=False)
         while sweep.alive: time.sleep(.02)
         end, begun = time.monotonic(), sweep.control.begun
         attempts = [json.loads(p.read_text()) for p in Path(folder).glob("*/attempt.json")]
-        inside = sweep.frame.wall_s
-    return end - begun, end - start, len({a["pid"] for a in attempts}), list(inside)
+        inside, first = sweep.frame.wall_s, min(a["started"] for a in attempts) - called
+    return end - begun, end - start, first, len({a["pid"] for a in attempts}), list(inside)
 
 
 def actor_a_run(problem, recipe, specs, workers):
@@ -149,8 +149,8 @@ def overhead(runs=40, workers=2):
     problem, recipe, specs, work = problem_and_runs(runs)
     ideal = sum(work) / workers
     for what in ("cold workers", "spare workers"):
-        wall, whole, processes, inside = pool(problem, recipe, specs, workers)
-        print(f"pool, {what}: {wall:.1f} s after the first worker was up, {wall / ideal:.3f} of (sum of work / workers), {whole / ideal:.3f} from the call on; "
+        wall, whole, first, processes, inside = pool(problem, recipe, specs, workers)
+        print(f"pool, {what}: first run {first:.1f} s after the call; {wall:.1f} s after the first worker was up, {wall / ideal:.3f} of (sum of work / workers), {whole / ideal:.3f} from the call on; "
               f"{(wall - ideal) * workers / runs:.2f} s a run in all, {statistics.median(i - w for i, w in zip(inside, work)):.2f} s of it inside the runs; "
               f"{wall / lpt(inside, workers):.3f} of longest-first with the times measured; {processes} processes", flush=True)
     wall = actor_a_run(problem, recipe, specs, workers)

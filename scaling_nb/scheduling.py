@@ -491,7 +491,7 @@ async def _write_failure(self, a: Fail):
 
 Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember, Controller._write_failure = _act, _kind, _make, _open, _train, _remember, _write_failure
 
-# %% ../nbs/05_scheduling.ipynb #f87d370b
+# %% ../nbs/05_scheduling.ipynb #207a5811
 class _Ended(RuntimeError):
     "The loop is no more."
 
@@ -520,6 +520,10 @@ def _resume(self):
     if self.job.detached: self._keep()
 
 def _cancel(self, key): self._ask(self.scheduler.cancel, key)
+
+def _more(job: _Job, plan: SweepPlan, recipe) -> _Job:
+    "The job with the runs of another plan, for a loop of its own."
+    return replace(job, session=uuid.uuid4().hex, runs={**job.runs, **_describe(pickle.loads(job.problem), plan, recipe, job.storage, job.prints, job.per)}, retry={})
 
 def _add(self, plan: SweepPlan, recipe=None) -> list:  # Ids of its runs
     "More runs, described and queued."
@@ -669,7 +673,7 @@ class Sweep:
         "Seconds until all is done: (5 %, 50 %, 95 %); None while no speed is known, or nobody trains."
         return self.control.status()["eta"] if self.alive else None
 
-# %% ../nbs/05_scheduling.ipynb #d0b34664
+# %% ../nbs/05_scheduling.ipynb #82480858
 def _needs(self, what):
     "The controller, or an error that says what to do."
     if not self.alive:
@@ -694,8 +698,12 @@ def _add(self,
     plan: SweepPlan,
     recipe=None,        # As in `run_sweep`
 ):
-    "Train more runs in this sweep; those it knows already are passed over."
-    new = _needs(self, "add to").add(plan, recipe)
+    "Train more runs in this sweep, beside other cells; those it knows already are passed over. Where its loop in this process has come to an end, another begins."
+    if isinstance(self.control, Controller) and not self.alive:
+        start_ray(self.control.job.common.address)
+        self.control = Controller(_more(self.control.job, plan, recipe)).start()
+        new = [k for k in self.control.job.runs if k not in self.ids]
+    else: new = _needs(self, "add to").add(plan, recipe)
     self.ids = tuple(dict.fromkeys([*self.ids, *new]))
     if self.view: self.view.follow(new)
 

@@ -75,6 +75,12 @@ def alike(where, undisturbed):
     return all(curve(where, k) == curve(undisturbed, k) for k in a.run_id)
 
 
+def head_family():
+    "Processes of this module's own head."
+    from scaling_nb.cluster import _head
+    return {p.pid for p in psutil.Process(_head()["pid"]).children(recursive=True)}
+
+
 def finished(where): return {p.parent.name: p.read_bytes() for p in where.glob("*/result.json")}
 
 
@@ -101,6 +107,9 @@ def test_the_driver_is_killed_and_nothing_stops(tmp_path, undisturbed):
     assert alike(where, undisturbed) and (s.frame.attempt == 1).all()
     s.close()
     until(lambda: read_lease(open_storage(where)) is None)
+    from ray.util import list_named_actors
+    until(lambda: not list_named_actors(all_namespaces=True))                 # neither the loop nor the desk is left, nor a worker
+    until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if "".join(p.info["cmdline"] or []).startswith("ray::Runner") and p.pid in head_family()])
 
 
 def test_the_loop_is_killed_and_begins_again_by_itself(tmp_path, undisturbed):

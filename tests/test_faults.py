@@ -375,3 +375,48 @@ def test_all_at_once_and_nothing_is_printed_but_what_we_say(tmp_path):
     assert told["16"][4][0].startswith("out of memory") and len(told["16"][4]) == 1
     plain = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), RECIPE, storage=tmp_path/"plain", resources=TWO, view=False).frame.set_index("size")
     assert all(told[str(n)][2] == plain.loss[n] for n in (8, 12, 32)) and told["16"][2] == pytest.approx(plain.loss[16], rel=1e-3)
+
+
+ON_S3 = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from s3server import s3_server
+from problems import MLP, mlp_problem
+from scaling_nb.recipes import Recipe
+from scaling_nb.scheduling import Resources, run_sweep
+from scaling_nb.sweep import plan_sweep
+flag = Path(sys.argv[1])/"fault"
+
+class Killed(MLP):
+    def forward(self, x):
+        if self.training and self.layers[0].out_features == 16 and not flag.exists():
+            self.n = getattr(self, "n", 0) + 1
+            if self.n > 800: flag.touch(); os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+if __name__ == "__main__":
+    with s3_server():
+        problem = mlp_problem(model=Killed)
+        plan = plan_sweep(problem, (2e8,), sizes=(8, 16, 32), speed=None)
+        go = lambda: run_sweep(problem, plan, Recipe(batch_size=64), storage="s3://bucket/study", resources=Resources(slots=2), view=False, checkpoint_s=.5)
+        s, again = go(), go()
+        f = s.frame.set_index("size")
+        steps = [[m["step"] for m in s.storage.metrics(k)] for k in s.ids]
+        print(json.dumps(dict(loss=list(f.loss), attempt=list(f.attempt), same=again.frame.equals(s.frame), lease=s.storage.read_json("", "sweep.json"), index=s.storage.exists("", "finished.json"),
+                              whole=all(x == sorted(set(x)) and len(x) == 200 for x in steps))))
+"""
+
+
+def test_a_sweep_on_an_object_store(tmp_path, undisturbed):
+    "Workers, loop and reader meet in an S3 server; one worker is killed."
+    import json
+    import subprocess
+    import sys
+    pytest.importorskip("s3fs"); pytest.importorskip("moto.server")
+    script = tmp_path/"driver.py"
+    script.write_text(ON_S3.format(tests=os.path.dirname(__file__)))
+    p = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    told = json.loads(p.stdout.splitlines()[-1])
+    assert told == dict(loss=list(undisturbed.sort_values("size").loss), attempt=[1, 2, 1], same=True, lease=None, index=True, whole=True)

@@ -185,6 +185,20 @@ class TestOnRay:
         until = time.monotonic() + 30
         while s.alive and time.monotonic() < until: time.sleep(.1)
         assert not s.alive and not (tmp_path/"sweep.json").exists()
+        s.add(small_plan(problem, (3e7,)), RECIPE)                                  # another round
+        assert len(s.ids) == 9
+        s.wait(60)
+        assert (s.frame.state == "SUCCEEDED").all() and (s.frame.attempt == 1).all()
+
+    def test_ctrl_c_ends_the_waiting_and_not_the_sweep(self, tmp_path):
+        import threading
+        problem = mlp_problem(model=Slow)
+        s = run_sweep(problem, small_plan(problem, (5e7,)), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
+        threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt): s.wait()
+        assert s.alive
+        s.wait()
+        assert (s.frame.state == "SUCCEEDED").all() and (s.frame.attempt == 1).all()
 
     def test_ray_that_is_shut_down_under_a_sweep(self, tmp_path):
         import ray
