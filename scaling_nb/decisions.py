@@ -292,7 +292,7 @@ def _change(self,
 Scheduler.add, Scheduler.left, Scheduler.change = _add, _left, _change
 Scheduler._estimate, Scheduler._put, Scheduler._push, Scheduler._head, Scheduler._take, Scheduler._settle = _estimate, _put, _push, _head, _take, _settle
 
-# %% ../nbs/04c_decisions.ipynb #43f0989d
+# %% ../nbs/04c_decisions.ipynb #aaee619e
 def _nodes(self,
     nodes: Sequence,   # Living machines: each has an id, cpus, gpus and accelerator
 ):
@@ -361,14 +361,15 @@ def _lost(self,
     now: float,
     why: str = "",
     oom: bool = False,   # Was it ended for its memory?
+    blame: bool = True,  # Where it could not be had: would the next one fare alike?
 ):
     "A worker is gone, or could not be had."
     if (s := self.slots.get(slot)) is None: return
     key, phase = s.key, s.phase
     self._gone(slot)
     if phase == "opening":
-        self._bad += 1
-        if self._bad >= self.limits.bad_starts: self.abort(f"{self._bad} workers in a row could not start: {why}")
+        self._bad += 1 if blame else .1                       # a node may be lost with many that were starting there
+        if self._bad >= self.limits.bad_starts: self.abort(f"{self._bad:.0f} workers in a row could not start: {why}")
     elif key: self._after(key, s.end or (End.OOM if oom else End.LOST), s.why or why, now)
 
 def _gone(self, slot):

@@ -6,7 +6,8 @@
 __all__ = ['METRICS_S', 'FENCE_S', 'QUIET_S', 'RENEW_S', 'WATCH_S', 'Storage', 'open_storage', 'StorageError', 'MetricsLog',
            'parse_metrics', 'begin_attempt', 'Superseded', 'RunWriter', 'run_id', 'recipe_id', 'group_id',
            'StorageMismatch', 'bind_storage', 'RunState', 'RunRecord', 'write_index', 'run_state', 'read_record',
-           'runs_frame', 'attempts_frame', 'StorageBusy', 'read_lease', 'Lease', 'take_lease', 'read_runs']
+           'runs_frame', 'attempts_frame', 'StorageBusy', 'lease_is_dead', 'read_lease', 'Lease', 'take_lease',
+           'read_runs']
 
 # %% ../nbs/03_records.ipynb #ace7f94b
 import ast
@@ -583,7 +584,7 @@ def _born(pid: int) -> str | None:
     except OSError: return ""
     return "" if stat[0] in "ZX" else stat[19]     # a zombie has ended too
 
-def _gone(lease: dict) -> bool:
+def lease_is_dead(lease: dict) -> bool:
     "Is its holder a process of this machine that has ended?"
     if os.name != "posix" or lease.get("machine") != _machine(): return False
     try: os.kill(lease["pid"], 0)
@@ -643,7 +644,7 @@ def take_lease(
 ) -> Lease:
     "Become the one scheduler of a storage. Raises StorageBusy when another one lives, StorageError when the storage fails."
     old = read_lease(storage)
-    if old and old.get("session") != session and not _gone(old) and not _stands_still(storage, old, watch_s): raise _busy(storage, old, "holds it")
+    if old and old.get("session") != session and not lease_is_dead(old) and not _stands_still(storage, old, watch_s): raise _busy(storage, old, "holds it")
     lease = Lease(storage, dict(facts, session=session, token=uuid.uuid4().hex, host=socket.gethostname(), machine=_machine(), pid=os.getpid(), born=_born(os.getpid()), started=time.time(), beat=0))
     storage.write_json("", "sweep.json", lease.held)
     time.sleep(.1)           # whoever came at the same moment has written by now

@@ -6,7 +6,7 @@
 __all__ = ['LINGER_S', 'Desk', 'Line', 'Runner', 'release_workers', 'Resources', 'gpu_share', 'Controller', 'DetachedController',
            'Sweep', 'run_sweep', 'attach']
 
-# %% ../nbs/05_scheduling.ipynb #f588d865
+# %% ../nbs/05_scheduling.ipynb #9d6de932
 import asyncio
 import atexit
 import concurrent.futures
@@ -32,7 +32,7 @@ from .cluster import NAMESPACE, cluster_nodes, start_head, start_ray
 from .contracts import Problem, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
-from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, open_storage, read_lease, runs_frame, take_lease, write_index
+from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
 from .sweep import RunSpec, SweepPlan, format_seconds, share_trunks
 
 # %% ../nbs/05_scheduling.ipynb #5b56f2d7
@@ -81,7 +81,7 @@ class Line:
 
     def close(self): self.closed = True
 
-# %% ../nbs/05_scheduling.ipynb #a72248d9
+# %% ../nbs/05_scheduling.ipynb #7c26600b
 class Runner:
     "Trains one run after the other; Ray makes an actor of it."
     def __init__(self,
@@ -127,7 +127,7 @@ class Runner:
             if r.state == "STOPPED": out |= dict(end=End.STOPPED, why="it was asked to stop")
             out |= dict(dirty=r.state == "FAILED" and ("CUDA" in r.reason or "memory" in r.reason), memory=(storage.read_json(key, "result.json") or {}).get("memory"))
         except StorageError as e: out |= dict(end=End.STORAGE, why=str(e))
-        except Superseded as e: out |= dict(end=End.LOST, why=str(e))
+        except Superseded as e: out |= dict(end=End.STORAGE, why=str(e))       # somebody else trains it: no haste
         except Exception as e:                     # not the run's own end: that would be on disk by now
             why = dict(reason=f"{type(e).__name__}: {e}".split("\n")[0][:500], traceback=traceback.format_exc()[-8000:], tokens=0)
             try: storage.write_json(key, "failure.json", why)
@@ -287,7 +287,7 @@ def _death(e) -> tuple:
     code = re.search(r"exit code[ =]*(\d+)", text)
     return "its worker died" + (f" (exit code {code[1]})" if code and code[1] != "None" else ""), False
 
-# %% ../nbs/05_scheduling.ipynb #ce08e863
+# %% ../nbs/05_scheduling.ipynb #b9051069
 class Controller:
     "Carries out what a Scheduler decides, in a thread of its own; what it is asked from outside is done in that thread, too."
     def __init__(self,
@@ -299,7 +299,7 @@ class Controller:
         self.job, self.desk, self.on_change, self.linger_s = job, desk, on_change, linger_s
         common = job.common
         self.scheduler = Scheduler(job.limits, common.slots, common.grow)
-        self.error, self.workers, self.branches, self.writes, self.boxes = None, {}, {}, set(), {}
+        self.error, self.workers, self.branches, self.writes, self.on_end = None, {}, {}, set(), lambda: None
         self.begun = self.nodes_at = self.renewed = -math.inf
         self._up = threading.Event()
         self.rested = threading.Event()          # nothing is left to do, or nothing may be done
@@ -322,6 +322,7 @@ class Controller:
             self.scheduler.add(tasks)
             self.scheduler.told |= {t.key: "interrupted" for t in tasks}       # said of an attempt that another sweep began
         except BaseException:
+            if not self.job.detached and self.desk is not None: _kill(self.desk)
             with contextlib.suppress(StorageError): self.lease.release()
             raise
         self._thread.start()
@@ -343,7 +344,9 @@ class Controller:
     def _run(self):
         try: asyncio.run(self._main())
         except BaseException as e: self.error = self.error or e
-        finally: self.rested.set()
+        finally:
+            self.rested.set()
+            self.on_end()
 
 # %% ../nbs/05_scheduling.ipynb #dfec549f
 async def _main(self):
@@ -409,7 +412,7 @@ def _tell(self):
 
 Controller._main, Controller._listen, Controller._renew, Controller._tell = _main, _listen, _renew, _tell
 
-# %% ../nbs/05_scheduling.ipynb #adacccce
+# %% ../nbs/05_scheduling.ipynb #63288b8b
 def _act(self, action):
     "Carry out one action."
     self._news = True
@@ -445,7 +448,7 @@ async def _open(self, slot, need):
     try: _, node = await actor.where.remote()
     except Exception as e:
         self.workers.pop(slot, None)
-        self.scheduler.lost(slot, time.monotonic(), _death(e)[0])
+        self.scheduler.lost(slot, time.monotonic(), _death(e)[0], blame="creation task" in str(e))
     else: self.scheduler.opened(slot, time.monotonic(), node)
     self.wake.set()
 
@@ -491,7 +494,7 @@ async def _write_failure(self, a: Fail):
 
 Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember, Controller._write_failure = _act, _kind, _make, _open, _train, _remember, _write_failure
 
-# %% ../nbs/05_scheduling.ipynb #207a5811
+# %% ../nbs/05_scheduling.ipynb #99937fef
 class _Ended(RuntimeError):
     "The loop is no more."
 
@@ -550,7 +553,7 @@ def _status(self) -> dict:
     "Where the sweep stands."
     def go():
         s = self.scheduler
-        return dict(ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=s.eta(time.monotonic()), opening=sum(s.opening.values()),
+        return dict(alive=self.alive, ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=s.eta(time.monotonic()), opening=sum(s.opening.values()),
                     resting=self.rested.is_set(), left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
     try: return self._ask(go)
     except RuntimeError: return go() | dict(eta=None, resting=True)        # the loop has ended
@@ -565,7 +568,7 @@ Controller._ask, Controller._keep, Controller.status, Controller.close = _ask, _
 Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
 Controller.alive = property(lambda self: self._thread.is_alive())
 
-# %% ../nbs/05_scheduling.ipynb #36faf01b
+# %% ../nbs/05_scheduling.ipynb #cd32a2f0
 LINGER_S = 600   # seconds that a detached loop waits for more runs, and for whoever attaches, after the last run has ended
 
 class DetachedController:
@@ -575,17 +578,17 @@ class DetachedController:
         self.controller, job = None, ray.get(desk.recall.remote("job"), timeout=60)
         if job is None: self._end()
         job = pickle.loads(job)                # left there by the driver of this very sweep
-        try: self.controller = Controller(job, desk, linger_s=linger_s).start()
+        controller = Controller(job, desk, linger_s=linger_s)
+        if ray.get(desk.recall.remote("paused"), timeout=60): controller.scheduler.pause()
+        try: self.controller = controller.start()
         except Exception as e:
             self.failed = e
             threading.Timer(60, self._end).start()         # whoever asks may hear why
-        else:
-            if ray.get(desk.recall.remote("paused"), timeout=60): self.controller.pause()
-            threading.Thread(target=self._watch, args=(desk,), daemon=True).start()
+        else: threading.Thread(target=self._watch, args=(desk,), daemon=True).start()
 
     def _watch(self, desk):
         self.controller._thread.join()
-        time.sleep(2)                          # whoever waits may read the end
+        time.sleep(LINGER_S if self.controller.error else 2)       # whoever waits, or attaches later, may read the end
         with contextlib.suppress(Exception):
             import ray
             ray.kill(desk)
@@ -614,7 +617,7 @@ class _Remote:
     @property
     def alive(self) -> bool:
         import ray
-        try: return bool(self.status())
+        try: return self.status()["alive"]
         except (ray.exceptions.RayError, TimeoutError): return False
 
     def status(self): return self._call("status")
@@ -740,14 +743,17 @@ def _close(self):
 
 Sweep.pause, Sweep.resume, Sweep.cancel, Sweep.add, Sweep.wait, Sweep.close = _pause, _resume, _cancel, _add, _wait, _close
 
-# %% ../nbs/05_scheduling.ipynb #cf9fdc1e
+# %% ../nbs/05_scheduling.ipynb #24617a9f
 def _repr(self):
     f = self.frame
     counts = ", ".join(f"{n} {s}" for s, n in f.state.value_counts().items())
     lines = [f"Sweep in {self.storage.url}: {counts or 'no runs'}" + (" (mock: losses drawn from a known law)" if f.mock.any() else "")]
     lines += [f"  failed: size {r['size']}, budget {r.budget:.3g}: {r.reason}" for _, r in f[f.state == "FAILED"].iterrows()]
     if f.state.isin(["SUCCEEDED", "FAILED"]).all(): return "\n".join(lines)
-    if not self.alive: return "\n".join([*lines, "  nobody trains it now; the same `run_sweep` line goes on"])
+    if not self.alive:
+        lease = read_lease(self.storage)
+        who = f"process {lease['pid']} on {lease['host']} trains it" if lease and not lease_is_dead(lease) else "nobody trains it now; the same `run_sweep` line goes on"
+        return "\n".join([*lines, "  " + who])
     s = self.control.status()
     eta = f"done in {format_seconds(s['eta'][0])} to {format_seconds(s['eta'][2])}" if s["eta"] else "no speed is known yet"
     waits = f"; {s['opening']} more workers are waited for" if s["opening"] else ""
@@ -798,7 +804,7 @@ def _ctrl_c():
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/05_scheduling.ipynb #eff15755
+# %% ../nbs/05_scheduling.ipynb #b03139aa
 def run_sweep(
     problem: Problem,
     plan: SweepPlan,
@@ -845,6 +851,15 @@ def run_sweep(
     sweep.control = _begin(job, detached)
     return _watched(sweep, view, wait and not detached)
 
+def _bury(name: str, wait_s: float = 10):
+    "End what is left of an earlier loop of this name; its lease has been given back."
+    import ray
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        try: ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        except ValueError: return
+        time.sleep(.1)
+
 def _begin(job: _Job, detached: bool):
     "Start the loop, here or as an actor."
     address = job.common.address
@@ -854,7 +869,8 @@ def _begin(job: _Job, detached: bool):
     from ray import cloudpickle
     ray = start_ray(address or start_head())
     job.facts = dict(address=ray.get_runtime_context().gcs_address, actor=_actor_name(job.storage))
-    desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).options(name=job.facts["actor"] + "-desk", namespace=NAMESPACE, lifetime="detached", get_if_exists=True).remote()
+    _bury(job.facts["actor"])
+    desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).options(name=f"{job.facts['actor']}-desk-{job.session}", namespace=NAMESPACE, lifetime="detached").remote()
     ray.get(desk.keep.remote(job=cloudpickle.dumps(job), paused=False))
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=16)(DetachedController).options(name=job.facts["actor"], namespace=NAMESPACE, lifetime="detached").remote(desk, LINGER_S)
     control = _Remote(actor)
@@ -866,7 +882,7 @@ def _begin(job: _Job, detached: bool):
     print(f"The sweep trains on the cluster at {job.facts['address']}, whatever becomes of this process: attach({job.storage.url!r}) finds it again.")
     return control
 
-# %% ../nbs/05_scheduling.ipynb #af60f766
+# %% ../nbs/05_scheduling.ipynb #e14f21cb
 class _NoView:
     "Stands in where nobody watches."
     def show(self): return self
@@ -884,6 +900,7 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
     sweep.view = live
     if isinstance(sweep.control, Controller): sweep.control.on_change = live.update
     if not wait:
+        if isinstance(sweep.control, Controller): sweep.control.on_end = live.close
         live.show()
         return sweep
     try:
