@@ -110,6 +110,7 @@ def test_a_problem_or_a_function_that_makes_one(project, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_run_is_paused_by_ctrl_c_and_goes_on(project):
     args = [sys.executable, "-m", "scaling_nb", *"run my_study.py:problem --budgets 1e9 --sizes 8 16 32 --recipe my_study.py:recipe --storage runs --slots 2".split()]
@@ -128,6 +129,7 @@ def test_run_is_paused_by_ctrl_c_and_goes_on(project):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_the_hydra_example_runs_as_its_readme_says(tmp_path):
     pytest.importorskip("hydra")

@@ -207,6 +207,7 @@ def test_nodes_before_the_start():
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_start_says_one_line_whatever_dies(machine, tmp_path):
     "Started in a thread, so that Ray has one thing more to warn of; then a killed worker, a failed task and one out of memory."
     token = tmp_path/".ray"/"auth_token"
@@ -239,6 +240,7 @@ def test_start_says_one_line_whatever_dies(machine, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_a_head_outlives_who_started_it(machine, here, capfd):
     code = "print(start_head(cpus=1, dashboard=True), flush=True); time.sleep(600)"
     first = [started(code, machine, start_new_session=True) for _ in range(2)]              # two at once
@@ -300,6 +302,7 @@ def test_a_head_outlives_who_started_it(machine, here, capfd):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_a_dead_head_is_replaced(machine, here):
     address = cluster.start_head(cpus=1)
     note = json.loads((here/"head.json").read_text())
@@ -314,6 +317,7 @@ def test_a_dead_head_is_replaced(machine, here):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_a_cluster_that_asks_nobody(machine):
     "Ray as it comes, without authentication: it listens to the network, and is joined only by who has said that this is wanted."
     keep = started("""
@@ -345,6 +349,7 @@ def test_a_cluster_that_asks_nobody(machine):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_ray_that_was_started_before(machine):
     "By the user, with his own logs; where it listens to the network, that is said; and a process that has used a token can't do without."
     out, err = said("""
@@ -372,6 +377,7 @@ def test_ray_that_was_started_before(machine):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_nodes_come_and_go(machine):
     out, err = said("""
         os.environ["RAY_AUTH_MODE"] = "token"; cluster._own_token()
@@ -395,6 +401,7 @@ def test_nodes_come_and_go(machine):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 def test_an_encrypted_cluster(machine, tmp_path):
     key, cert = tmp_path/"key.pem", tmp_path/"cert.pem"

@@ -15,7 +15,7 @@ from scaling_nb.records import attempts_frame, open_storage, read_lease, runs_fr
 from scaling_nb.scheduling import Resources, Sweep, attach, run_sweep
 from scaling_nb.sweep import plan_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.cluster]
 TESTS = os.path.dirname(__file__)
 SAME = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason"]
 

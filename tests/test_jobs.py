@@ -128,6 +128,7 @@ def study(code, address): return textwrap.dedent(STUDY).replace("ADDRESS", repr(
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 class TestOnTwoNodes:
     def test_models_of_the_script_and_of_a_file_train_there_as_here(self, cluster, project):

@@ -15,7 +15,7 @@ from scaling_nb.records import runs_frame
 from scaling_nb.scheduling import Resources, run_sweep
 from scaling_nb.sweep import plan_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.cluster]
 RECIPE = Recipe(batch_size=64)
 TOLD = ["budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "flops_measured", "reason"]
 
