@@ -80,7 +80,7 @@ class Limits:
         "How often a run is tried again after such an end."
         return {End.LOST: self.lost, End.HUNG: self.lost, End.OOM: self.oom, End.STORAGE: self.storage}.get(end, 0)
 
-# %% ../nbs/04c_decisions.ipynb #8a0b9d76
+# %% ../nbs/04c_decisions.ipynb #b631bba3
 @dataclass(frozen=True)
 class Open:
     "Make a worker."
@@ -94,7 +94,7 @@ class Start:
     key: str
     ticket: int
     why: str        # How the attempt before ended; "" for the first
-    halvings: int   # Of its micro-batch: its process was ended for memory
+    shrink: bool    # Must it do with less memory than in that attempt?
 
 @dataclass(frozen=True)
 class Stop:
@@ -176,7 +176,7 @@ def finish_time(
         ends = load.max(1)
     return tuple(float(q) for q in np.quantile(ends, [.05, .5, .95]))
 
-# %% ../nbs/04c_decisions.ipynb #683d6950
+# %% ../nbs/04c_decisions.ipynb #88322cd5
 @dataclass
 class _Slot:
     "A worker, as the scheduler knows it."
@@ -211,6 +211,7 @@ class Scheduler:
         limits: Limits = Limits(),
         slots: int | None = None,  # Most runs at a time; what the nodes hold when None
         grow: bool = False,        # Ask for `slots` workers though the nodes hold fewer: to ask is what makes a cluster grow
+        ticket: int = 0,           # Before the first; another for each scheduler of a sweep, so that none takes news of another's attempts for its own
     ):
         if grow and not slots: raise ValueError("`grow` needs `slots`, the number of runs at a time to grow to, but it is None.")
         self.limits, self.most, self.grow = limits, slots or math.inf, grow
@@ -219,16 +220,16 @@ class Scheduler:
         self.slots, self.idle, self.alarms, self.opening, self.kinds = {}, {}, [], Counter(), Counter()
         self.machines, self.speeds = {}, Speeds()
         self.paused, self.aborted = False, ""
-        self._counts, self._tickets, self._slots, self._bad, self._cancel, self._out = Counter(), 0, 0, 0, set(), []
-        self._stale, self._places, self._here = False, {}, {}
+        self._counts, self._tickets, self._slots, self._bad, self._cancel, self._out, self._best = Counter(), ticket, 0, 0, set(), [], {}
+        self._stale, self._places, self._here, self._hungry = False, {}, {}, set()
 
-# %% ../nbs/04c_decisions.ipynb #46a33ae0
+# %% ../nbs/04c_decisions.ipynb #e0f00e1d
 def _add(self,
     tasks: Sequence[Task],
 ):
-    "More runs. One that is known already, and not given up, is passed over."
+    "More runs. One that waits or trains already is passed over."
     for t in tasks:
-        if t.key in self.tasks and self.state[t.key] not in (TaskState.FAILED, TaskState.CANCELLED, TaskState.LEFT): continue
+        if t.key in self.tasks and not self.state[t.key].final: continue
         if t.key in self.state: self._counts[self.state[t.key]] -= 1
         self.tasks[t.key], self.state[t.key], self.ends[t.key] = t, TaskState.WAITING, Counter()
         self._counts[TaskState.WAITING] += 1
@@ -292,7 +293,7 @@ def _change(self,
 Scheduler.add, Scheduler.left, Scheduler.change = _add, _left, _change
 Scheduler._estimate, Scheduler._put, Scheduler._push, Scheduler._head, Scheduler._take, Scheduler._settle = _estimate, _put, _push, _head, _take, _settle
 
-# %% ../nbs/04c_decisions.ipynb #aaee619e
+# %% ../nbs/04c_decisions.ipynb #06fb680f
 def _nodes(self,
     nodes: Sequence,   # Living machines: each has an id, cpus, gpus and accelerator
 ):
@@ -333,8 +334,8 @@ def _progress(self,
 ):
     "News of a run: when it last moved is told by our clock, not by the worker's."
     s = self.slots.get(slot)
-    if s is None or s.ticket != ticket or s.phase != "busy" or steps <= s.steps: return
-    if not s.first: s.first = now, share, steps
+    if s is None or s.ticket != ticket or s.phase != "busy" or steps == s.steps: return
+    if not s.first or steps < s.steps: s.first = now, share, steps        # who counts may have begun anew
     s.steps, s.share, s.moved = steps, share, now
 
 def _ended(self,
@@ -354,7 +355,7 @@ def _ended(self,
     if self.speeds.add(self.tasks[key].size, flops, seconds): self._stale = True
     if dirty or s.runs >= self.limits.runs: s.phase = "dying"; self._out.append(Close(slot)); self._gone(slot)
     else: self._idle(slot, s, now)
-    self._after(key, end, why, now)
+    self._after(key, end, why, now, s.share)
 
 def _lost(self,
     slot: int,
@@ -362,6 +363,7 @@ def _lost(self,
     why: str = "",
     oom: bool = False,   # Was it ended for its memory?
     blame: bool = True,  # Where it could not be had: would the next one fare alike?
+    began: bool = True,  # Had it begun with the run it was given?
 ):
     "A worker is gone, or could not be had."
     if (s := self.slots.get(slot)) is None: return
@@ -370,7 +372,7 @@ def _lost(self,
     if phase == "opening":
         self._bad += 1 if blame else .1                       # a node may be lost with many that were starting there
         if self._bad >= self.limits.bad_starts: self.abort(f"{self._bad:.0f} workers in a row could not start: {why}")
-    elif key: self._after(key, s.end or (End.OOM if oom else End.LOST), s.why or why, now)
+    elif key: self._after(key, s.end or (End.STOPPED if not began else End.OOM if oom else End.LOST), s.why or (why if began else self.told.get(key, "")), now, s.share)
 
 def _gone(self, slot):
     s = self.slots.pop(slot)
@@ -379,15 +381,19 @@ def _gone(self, slot):
     if s.phase == "idle": self.idle[s.need].remove(slot)
     self._occupy(s.places, 1)
 
-def _after(self, key, end, why, now):
-    "What becomes of a run whose attempt ended."
+def _after(self, key, end, why, now, share):
+    "What becomes of a run whose attempt ended. One that has come further than ever before has all its attempts again."
     self.told[key] = why or {End.LOST: "its worker is gone"}.get(end, "")
+    if end is not End.STOPPED: (self._hungry.add if end is End.OOM else self._hungry.discard)(key)
     if end is End.FINAL: return self._settle(key, TaskState.DONE)
     if key in self._cancel: return self._fail(key, "cancelled", TaskState.CANCELLED)
     self._counts[TaskState.RUNNING] -= 1; self._counts[TaskState.WAITING] += 1
     self.state[key] = TaskState.WAITING
     if end is End.STOPPED: return self._push(key)
     kind = End.LOST if end is End.HUNG else end
+    if share > self._best.get(key, 0) + .01:
+        self._best[key] = share
+        for k in (End.LOST, End.STORAGE): self.ends[key][k] = 0
     self.ends[key][kind] += 1
     n = self.ends[key][kind]
     if n <= self.limits.tries(end):
@@ -439,7 +445,7 @@ def _busy(self) -> int:
 
 Scheduler.cancel, Scheduler.pause, Scheduler.resume, Scheduler.over, Scheduler.busy = _cancel, _pause, _resume, _over, _busy
 
-# %% ../nbs/04c_decisions.ipynb #9215e2a7
+# %% ../nbs/04c_decisions.ipynb #96f2d7b2
 def _decide(self,
     now: float,   # Seconds, of the same clock as all news
 ) -> list:        # Actions, in the order to take them
@@ -478,8 +484,9 @@ def _watch(self, now) -> list:
         slot = heapq.heappop(self.alarms)[1]
         if (s := self.slots.get(slot)) is None or s.phase in ("dying", "opening"): continue
         if s.phase == "idle":
-            if s.since + lim.keep_s > now: heapq.heappush(self.alarms, (s.since + lim.keep_s, slot))
-            elif not self._counts[TaskState.WAITING]: self._gone(slot); out.append(Close(slot))
+            wanted = not self.paused and (self.waiting[s.need] or self.later or any(self.held.values()))
+            if s.since + lim.keep_s > now or wanted: heapq.heappush(self.alarms, (max(s.since + lim.keep_s, now + 1), slot))
+            else: self._gone(slot); out.append(Close(slot))
             continue
         if s.asked < math.inf: due, end, why = s.asked + lim.stop_s, End.STOPPED, f"did not stop within {lim.stop_s:g} s"
         elif not s.first: due, end, why = s.since + lim.start_s, End.HUNG, f"no step within {lim.start_s:g} s of its start"
@@ -493,7 +500,7 @@ def _watch(self, now) -> list:
 
 Scheduler.decide, Scheduler._of, Scheduler._sort, Scheduler._watch = _decide, _of, _sort, _watch
 
-# %% ../nbs/04c_decisions.ipynb #07b8f696
+# %% ../nbs/04c_decisions.ipynb #d8aa73dc
 def _fit(self, need: Need, machines=None) -> list | None:
     "Places for a worker of this need, (node, CPUs, GPUs) for each of its processes; None where there is no room."
     if need not in self._places: self._places[need] = need.cpus, need.gpu_units
@@ -532,7 +539,7 @@ def _start(self, slot, key, now) -> Start:
     self.state[key] = TaskState.RUNNING
     s.phase, s.key, s.ticket, s.since, s.moved, s.steps, s.share, s.first, s.asked = "busy", key, self._tickets, now, now, 0, 0., (), math.inf
     heapq.heappush(self.alarms, (now + min(self.limits.start_s, self.limits.hang_s), slot))
-    return Start(slot, key, s.ticket, self.told.get(key, ""), 2*self.ends[key][End.OOM])
+    return Start(slot, key, s.ticket, self.told.get(key, ""), key in self._hungry)
 
 def _room(self, need, own: bool) -> list:
     "Let idle workers of other needs go until one of this need fits: those nobody waits for, or any if this need has none of its `own`."

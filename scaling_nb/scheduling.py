@@ -6,12 +6,13 @@
 __all__ = ['LINGER_S', 'Desk', 'Line', 'Runner', 'release_workers', 'Resources', 'gpu_share', 'Controller', 'DetachedController',
            'Sweep', 'run_sweep', 'attach']
 
-# %% ../nbs/05_scheduling.ipynb #9d6de932
+# %% ../nbs/05_scheduling.ipynb #0fadfd0c
 import asyncio
 import atexit
 import concurrent.futures
 import contextlib
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -81,7 +82,7 @@ class Line:
 
     def close(self): self.closed = True
 
-# %% ../nbs/05_scheduling.ipynb #7c26600b
+# %% ../nbs/05_scheduling.ipynb #abb22b52
 class Runner:
     "Trains one run after the other; Ray makes an actor of it."
     def __init__(self,
@@ -117,24 +118,29 @@ class Runner:
         storage: Storage,
         line: Line | None,
         options: dict,        # To `train_run`
+        shrink: bool = False, # Was the last process ended for its memory? Then a quarter of the micro-batch
     ) -> dict:                # end, why, flops, seconds, dirty, memory
         "Train a run, or read it if it is finished."
         from scaling_nb.training import train_run
         start, out = time.monotonic(), dict(end=End.FINAL, why="", flops=0., dirty=False, memory=None)
         talk = dict(should_stop=line.should_stop, on_progress=line.progress) if line else {}
+        import ray
+        from scaling_nb.parallel import NoRoom
         try:
+            if shrink: options["marks"]["halvings"] = 2 + (storage.read_json(key, "attempt.json") or {}).get("halvings", 0)
             r = train_run(self.unpack(*problem), spec, recipe, storage=storage, **talk, **options)
             if r.state == "STOPPED": out |= dict(end=End.STOPPED, why="it was asked to stop")
             out |= dict(dirty=r.state == "FAILED" and ("CUDA" in r.reason or "memory" in r.reason), memory=(storage.read_json(key, "result.json") or {}).get("memory"))
         except StorageError as e: out |= dict(end=End.STORAGE, why=str(e))
-        except Superseded as e: out |= dict(end=End.STORAGE, why=str(e))       # somebody else trains it: no haste
+        except (Superseded, NoRoom) as e: out |= dict(end=End.STORAGE, why=str(e))       # somebody else trains it, or there is no room for all its workers: no haste
+        except ray.exceptions.RayError as e: out |= dict(end=End.LOST, why=_death(e)[0])
         except Exception as e:                     # not the run's own end: that would be on disk by now
             why = dict(reason=f"{type(e).__name__}: {e}".split("\n")[0][:500], traceback=traceback.format_exc()[-8000:], tokens=0)
-            try: storage.write_json(key, "failure.json", why)
+            try: storage.write_json(key, "failure.json", why | dict(attempt=(storage.read_json(key, "attempt.json") or {}).get("attempt", 0)))
             except StorageError as s: out |= dict(end=End.STORAGE, why=str(s))
         finally:
             if line: line.close()
-        if line and line.first is not None: out["flops"] = (line.share - line.first)*spec.C
+        if line and line.first is not None: out["flops"] = (line.share - line.first)*spec.measured_flops_per_token*spec.D
         return out | dict(seconds=time.monotonic() - start)
 
 # %% ../nbs/05_scheduling.ipynb #e552abb7
@@ -176,7 +182,7 @@ def release_workers():
     "End the idle workers that wait for the next sweep: their cores and GPUs are free at once."
     _SPARES.clear()
 
-# %% ../nbs/05_scheduling.ipynb #8578de87
+# %% ../nbs/05_scheduling.ipynb #9753470a
 @dataclass(frozen=True)
 class Resources:
     "What one run may use, and how many run at a time."
@@ -193,6 +199,7 @@ class Resources:
         if not self.cpus > 0: raise ValueError(f"`cpus` must be positive, but got {self.cpus}.")
         for k in ("slots", "workers"):
             if (v := getattr(self, k)) is not None and v < 1: raise ValueError(f"`{k}` must be at least 1, but got {v}.")
+        if isinstance(self.gpus, (int, float)) and (self.gpus < 0 or self.gpus > 1 and self.gpus != int(self.gpus)): raise ValueError(f"`gpus` must be whole above 1, but got {self.gpus}.")
         if isinstance(self.gpus, str) and self.gpus != "auto": raise ValueError(f"`gpus` must be a number, 'auto' or None, but got {self.gpus!r}.")
         if self.grow and not self.slots: raise ValueError("`grow` needs `slots`, the number of runs at a time to grow to, but it is None.")
 
@@ -205,14 +212,14 @@ def gpu_share(
     k = int(.95*gpu_memory/max(1.2*memory, 1))
     return 1/min(max(k, 1), most)
 
-# %% ../nbs/05_scheduling.ipynb #a20bfaa1
+# %% ../nbs/05_scheduling.ipynb #80d94eed
 def _gpu_memory() -> float | None:
-    "Memory of a GPU of the cluster, bytes; None where it cannot be had within two minutes."
+    "Memory of a GPU of the cluster, bytes; None where it cannot be had within half a minute."
     import ray
     def look():
         import torch
         return torch.cuda.get_device_properties(0).total_memory
-    try: return float(ray.get(ray.remote(num_cpus=0, num_gpus=.01)(look).remote(), timeout=120))
+    try: return float(ray.get(ray.remote(num_cpus=0, num_gpus=.01)(look).remote(), timeout=30))
     except Exception: return None      # no GPU that is free, or a torch without CUDA: whole GPUs then
 
 def _need(res: Resources, memory: float | None, gpu_memory: float | None, nodes) -> Need:
@@ -231,7 +238,7 @@ def _check_fit(scheduler: Scheduler, need: Need, nodes):
     raise ValueError(f"A run asks for {cpu:g} CPUs and {gpu:g} GPUs" + (f" of type {need.accelerator}" if need.accelerator else "") + f", but the nodes of the cluster have {have}. "
                      "Ask for less, give the `address` of a larger cluster, or let one that scales grow with `grow=True` and `slots`.")
 
-# %% ../nbs/05_scheduling.ipynb #77eea03b
+# %% ../nbs/05_scheduling.ipynb #beebb194
 @dataclass
 class _Job:
     "All that a sweep is trained from."
@@ -269,7 +276,8 @@ def _tasks(job: _Job, nodes, peaks: dict, gpu_memory) -> tuple:
     for recipe in dict.fromkeys(r for _, r in left.values()) if job.trunks else ():
         ids = [k for k, (_, r) in left.items() if r == recipe]
         for t in share_trunks([left[k][0] for k in ids], recipe, job.per): branches[ids[t.runs[0]]] = tuple(ids[i] for i in t.runs[1:])
-    trunk = {b: k for k, bs in branches.items() for b in bs if not job.storage.exists(b, "checkpoint")}
+    files = job.storage.files([b for bs in branches.values() for b in bs]) if branches else {}
+    trunk = {b: k for k, bs in branches.items() for b in bs if "checkpoint" not in files[b]}
     tasks = [Task(k, s.measured_flops_per_token*s.D, s.size, _need(job.resource(s), peaks.get(s.size), gpu_memory, nodes), trunk.get(k, "")) for k, (s, _) in left.items()]
     return tasks, branches
 
@@ -287,7 +295,7 @@ def _death(e) -> tuple:
     code = re.search(r"exit code[ =]*(\d+)", text)
     return "its worker died" + (f" (exit code {code[1]})" if code and code[1] != "None" else ""), False
 
-# %% ../nbs/05_scheduling.ipynb #b9051069
+# %% ../nbs/05_scheduling.ipynb #90a4dfc9
 class Controller:
     "Carries out what a Scheduler decides, in a thread of its own; what it is asked from outside is done in that thread, too."
     def __init__(self,
@@ -298,29 +306,31 @@ class Controller:
     ):
         self.job, self.desk, self.on_change, self.linger_s = job, desk, on_change, linger_s
         common = job.common
-        self.scheduler = Scheduler(job.limits, common.slots, common.grow)
+        self.scheduler = Scheduler(job.limits, common.slots, common.grow, ticket=uuid.uuid4().int >> 80)
         self.error, self.workers, self.branches, self.writes, self.on_end = None, {}, {}, set(), lambda: None
         self.begun = self.nodes_at = self.renewed = -math.inf
         self._up = threading.Event()
         self.rested = threading.Event()          # nothing is left to do, or nothing may be done
         self._thread, self._stopping, self._news, self._peaks, self._renewal = threading.Thread(target=self._run, daemon=True, name="Controller"), False, True, {}, None
+        self._ended, self._eta, self._eta_at, self._nodes = False, None, -math.inf, ()
 
-    def start(self):
-        "Take the storage, look at the cluster, and begin. Raises StorageBusy, ValueError where a run fits nowhere, RuntimeError where no worker can start."
+    def start(self, check: bool = True):
+        "Take the storage, look at the cluster, and begin. Raises StorageBusy, StorageError; ValueError where a run fits nowhere, unless it has begun before and may `check` be off."
         import ray
         self.lease = take_lease(self.job.storage, self.job.session, **self.job.facts)
         try:
             if self.desk is None: self.desk = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Desk).remote()
             self.digest = hashlib.sha256(self.job.problem).hexdigest()
             self.box = [ray.put(self.job.problem)]
-            nodes = cluster_nodes()
+            nodes = self._nodes = cluster_nodes()
             self.scheduler.nodes(nodes)
             self._peaks = self._measured()
             self.gpu_memory = _gpu_memory() if self._peaks and any(n.gpus for n in nodes) else None
             tasks, self.branches = _tasks(self.job, nodes, self._peaks, self.gpu_memory)
-            for t in tasks: _check_fit(self.scheduler, t.need, nodes)
+            for t in tasks if check else (): _check_fit(self.scheduler, t.need, nodes)
             self.scheduler.add(tasks)
-            self.scheduler.told |= {t.key: "interrupted" for t in tasks}       # said of an attempt that another sweep began
+            self.scheduler.told |= {t.key: "interrupted" for t in tasks if t.key not in self.job.retry}       # said of an attempt that another sweep began
+            self.lease.renew()                                                # all this may have taken long
         except BaseException:
             if not self.job.detached and self.desk is not None: _kill(self.desk)
             with contextlib.suppress(StorageError): self.lease.release()
@@ -348,7 +358,7 @@ class Controller:
             self.rested.set()
             self.on_end()
 
-# %% ../nbs/05_scheduling.ipynb #dfec549f
+# %% ../nbs/05_scheduling.ipynb #424db37c
 async def _main(self):
     "Listen, decide, act, until there is nothing left to do."
     self.loop, self.wake, idle_since = asyncio.get_running_loop(), asyncio.Event(), None
@@ -370,16 +380,20 @@ async def _main(self):
             self.wake.clear()
         if s.aborted: self.error = RuntimeError(s.aborted)
     finally:
+        self._ended = True
         for slot, (need, actor) in list(self.workers.items()):
             known = self.scheduler.slots.get(slot)
-            if self.error is None and known and known.phase == "idle" and not self.job.detached: _SPARES.give(self._kind(need), actor)
-            else: _kill(actor)
+            with contextlib.suppress(Exception):
+                if self.error is None and known and known.phase == "idle" and not self.job.detached: _SPARES.give(self._kind(need), actor)
+                else: _kill(actor)
         self.workers.clear()
-        if not self.job.detached: _kill(self.desk)
-        if self._renewal: await self._renewal
-        if not self.job.storage.local:
-            with contextlib.suppress(StorageError): await asyncio.to_thread(write_index, self.job.storage)
-        with contextlib.suppress(StorageError): await asyncio.to_thread(self.lease.release)
+        with contextlib.suppress(Exception):
+            if not self.job.detached: _kill(self.desk)
+        with contextlib.suppress(Exception):
+            if self._renewal: await asyncio.wait_for(self._renewal, 30)
+        with contextlib.suppress(Exception):
+            if not self.job.storage.local: await asyncio.to_thread(write_index, self.job.storage)
+        with contextlib.suppress(Exception): await asyncio.to_thread(self.lease.release)
 
 async def _listen(self):
     "What the runs say, which nodes there are, whether the storage is still ours."
@@ -394,8 +408,10 @@ async def _listen(self):
     if not kept and self.job.detached: self._keep()
     if now - self.nodes_at > RENEW_S:
         self.nodes_at = now
-        with contextlib.suppress(Exception): s.nodes(await asyncio.to_thread(cluster_nodes))
-    if now - self.renewed > RENEW_S:
+        with contextlib.suppress(Exception):
+            self._nodes = await asyncio.to_thread(cluster_nodes)
+            s.nodes(self._nodes)
+    if now - self.renewed > RENEW_S and (self._renewal is None or self._renewal.done()):
         self.renewed = now
         self._renewal = asyncio.ensure_future(self._renew())
 
@@ -412,23 +428,36 @@ def _tell(self):
 
 Controller._main, Controller._listen, Controller._renew, Controller._tell = _main, _listen, _renew, _tell
 
-# %% ../nbs/05_scheduling.ipynb #63288b8b
+# %% ../nbs/05_scheduling.ipynb #eb3728c6
 def _act(self, action):
     "Carry out one action."
     self._news = True
-    if isinstance(action, Open): asyncio.ensure_future(self._open(action.slot, action.need))
-    elif isinstance(action, Start): asyncio.ensure_future(self._train(action))
+    if isinstance(action, Open): self._spawn(self._open(action.slot, action.need))
+    elif isinstance(action, Start): self._spawn(self._train(action))
     elif isinstance(action, (Kill, Close)):
+        if isinstance(action, Kill) and (s := self.scheduler.slots[action.slot]).end is End.STOPPED: self._spawn(self._mark_stopped(s.key))
         need, actor = self.workers.pop(action.slot, (None, None))
         if actor is not None: _kill(actor)
         if isinstance(action, Kill): self.loop.call_later(10, self.scheduler.lost, action.slot, time.monotonic(), action.why)   # should Ray not say so
     elif isinstance(action, Fail):
-        task = asyncio.ensure_future(self._write_failure(action))
+        task = self._spawn(self._write_failure(action))
         self.writes.add(task)
         task.add_done_callback(lambda t: (self.writes.discard(t), self.wake.set()))
     # a Stop is heard at the desk, which is told of all of them at each reading
 
-def _kind(self, need) -> tuple: return need, self.job.path
+def _spawn(self, work):
+    "Do it beside the loop. What it raises is a mistake of ours: it ends the sweep rather than being lost."
+    def fell(task):
+        if not task.cancelled() and (e := task.exception()):
+            self.error = self.error or e
+            self.scheduler.abort(f"{type(e).__name__}: {e}")
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(fell)
+    return task
+
+def _kind(self, need) -> tuple:
+    "What a worker serves; one that has imported another state of the user's files is of another kind."
+    return need, self.job.path, json.dumps(self.job.prints, sort_keys=True, default=repr)
 
 def _make(self, need: Need):
     "A new worker, or a spare one."
@@ -443,12 +472,13 @@ def _make(self, need: Need):
 
 async def _open(self, slot, need):
     "Make a worker and wait until it is up."
-    actor = self._make(need)
-    self.workers[slot] = need, actor
-    try: _, node = await actor.where.remote()
+    try:
+        actor = self._make(need)
+        self.workers[slot] = need, actor
+        _, node = await actor.where.remote()
     except Exception as e:
+        self.scheduler.lost(slot, time.monotonic(), _death(e)[0], blame="creation task" in str(e) or slot not in self.workers)
         self.workers.pop(slot, None)
-        self.scheduler.lost(slot, time.monotonic(), _death(e)[0], blame="creation task" in str(e))
     else: self.scheduler.opened(slot, time.monotonic(), node)
     self.wake.set()
 
@@ -457,33 +487,45 @@ async def _train(self, a: Start):
     (need, actor), (spec, recipe) = self.workers[a.slot], self.job.runs[a.key]
     res = self.job.resource(spec)
     options = dict(checkpoint_s=self.job.checkpoint_s, compile=res.compile, prints=self.job.prints, branches=tuple(self.job.runs[b][0] for b in self.branches.get(a.key, ())),
-                   marks=dict(why=a.why, halvings=a.halvings))
+                   marks=dict(why=a.why))
     if need.workers > 1: options |= dict(workers=need.workers, cpus=need.cpus, gpus=need.gpus)
     line = Line(self.desk, a.slot, a.ticket, max(.25, len(self.scheduler.slots)/100))
     if self.begun == -math.inf: self.begun = time.monotonic()
-    try: out = await actor.run.remote(a.key, spec, recipe, (self.digest, self.box), self.job.storage, line, options)
+    began = False
+    try:
+        await actor.where.remote()              # an idle worker may have gone unseen
+        began = True
+        out = await actor.run.remote(a.key, spec, recipe, (self.digest, self.box), self.job.storage, line, options, a.shrink)
     except Exception as e:
         why, oom = _death(e)
         if self.workers.pop(a.slot, None): _kill(actor)
-        self.scheduler.lost(a.slot, time.monotonic(), why, oom)
+        self.scheduler.lost(a.slot, time.monotonic(), why, oom, began=began)
     else:
-        if self.scheduler.slots.get(a.slot) and (m := out.pop("memory")): self._remember(spec.size, m)
-        self.scheduler.ended(a.slot, a.ticket, now=time.monotonic(), **{k: v for k, v in out.items() if k != "memory"})
+        memory = out.pop("memory")
+        self.scheduler.ended(a.slot, a.ticket, now=time.monotonic(), **out)
+        if memory: self._remember(spec.size, memory)
     self._news = True
     self.wake.set()
 
 def _remember(self, size, memory):
     "A run's measured peak decides the share of those of its size that wait."
-    if memory <= self._peaks.get(size, 0): return
+    if self.gpu_memory is None or memory <= self._peaks.get(size, 0): return
     self._peaks[size] = memory
-    nodes = cluster_nodes()
     for k, t in list(self.scheduler.tasks.items()):
-        if t.size == size and (res := self.job.resource(self.job.runs[k][0])).gpus == "auto": self.scheduler.change(replace(t, need=_need(res, memory, self.gpu_memory, nodes)))
+        if t.size == size and (res := self.job.resource(self.job.runs[k][0])).gpus == "auto": self.scheduler.change(replace(t, need=_need(res, memory, self.gpu_memory, self._nodes)))
 
 def _fail_on_disk(storage, key, why):
     "A run is given up, unless it has come to an end of its own."
     if storage.exists(key, "result.json") or storage.exists(key, "failure.json"): return
     storage.write_json(key, "failure.json", dict(reason=why, tokens=0, attempt=(storage.read_json(key, "attempt.json") or {}).get("attempt", 0)))
+
+async def _mark_stopped(self, key):
+    "A run whose worker was ended while it stopped could not say so itself."
+    await asyncio.sleep(1)
+    def mark(storage):
+        a = storage.read_json(key, "attempt.json")
+        if a and not storage.exists(key, "result.json"): storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
+    with contextlib.suppress(StorageError): await asyncio.to_thread(mark, self.job.storage)
 
 async def _write_failure(self, a: Fail):
     "Write down that a run is given up, unless it has come to an end of its own."
@@ -492,9 +534,10 @@ async def _write_failure(self, a: Fail):
             return await asyncio.to_thread(_fail_on_disk, self.job.storage, a.key, a.why)
         except StorageError: await asyncio.sleep(wait)
 
-Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember, Controller._write_failure = _act, _kind, _make, _open, _train, _remember, _write_failure
+Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember = _act, _kind, _make, _open, _train, _remember
+Controller._spawn, Controller._mark_stopped, Controller._write_failure = _spawn, _mark_stopped, _write_failure
 
-# %% ../nbs/05_scheduling.ipynb #99937fef
+# %% ../nbs/05_scheduling.ipynb #56def317
 class _Ended(RuntimeError):
     "The loop is no more."
 
@@ -502,11 +545,14 @@ def _ask(self, f, *args):
     "Do it in the loop's thread, and bring back what it returned or raised."
     done = concurrent.futures.Future()
     def go():
-        try: done.set_result(f(*args))
+        try:
+            if self._ended: raise _Ended("The sweep has ended meanwhile.")
+            done.set_result(f(*args))
         except BaseException as e: done.set_exception(e)
         self._news = True
         self.wake.set()
-    self.loop.call_soon_threadsafe(go)
+    try: self.loop.call_soon_threadsafe(go)
+    except RuntimeError: raise _Ended("The sweep has ended meanwhile.") from None
     while not done.done() and self.alive: concurrent.futures.wait([done], timeout=.5)
     if not done.done(): raise _Ended("The sweep has ended meanwhile.")
     return done.result()
@@ -524,22 +570,29 @@ def _resume(self):
 
 def _cancel(self, key): self._ask(self.scheduler.cancel, key)
 
-def _more(job: _Job, plan: SweepPlan, recipe) -> _Job:
-    "The job with the runs of another plan, for a loop of its own."
-    return replace(job, session=uuid.uuid4().hex, runs={**job.runs, **_describe(pickle.loads(job.problem), plan, recipe, job.storage, job.prints, job.per)}, retry={})
+def _failed(storage: Storage, ids) -> dict:
+    "Attempts so far of the runs that failed."
+    f = runs_frame(storage, list(ids))
+    return dict(zip(f.run_id[f.state == "FAILED"], f.attempt[f.state == "FAILED"]))
 
-def _add(self, plan: SweepPlan, recipe=None) -> list:  # Ids of its runs
+def _more(job: _Job, plan: SweepPlan, recipe, retry_failed) -> _Job:
+    "The job with the runs of another plan, for a loop of its own."
+    runs = _describe(pickle.loads(job.problem), plan, recipe, job.storage, job.prints, job.per)
+    return replace(job, session=uuid.uuid4().hex, runs={**job.runs, **runs}, retry=_failed(job.storage, runs) if retry_failed else {})
+
+def _add(self, plan: SweepPlan, recipe=None, retry_failed: bool = False) -> list:  # Ids of its runs
     "More runs, described and queued."
     problem, job = pickle.loads(self.job.problem), self.job
     runs, nodes = _describe(problem, plan, recipe, job.storage, job.prints, job.per), cluster_nodes()
+    retry = _failed(job.storage, runs) if retry_failed else {}
+    tasks, branches = _tasks(replace(job, runs=runs, retry=retry), nodes, self._peaks, self.gpu_memory)
     def go():
-        job.runs = {**job.runs, **runs}
-        peaks = self._peaks = self._measured()
-        tasks, branches = _tasks(replace(job, runs=runs), nodes, peaks, self.gpu_memory)
         for t in tasks: _check_fit(self.scheduler, t.need, nodes)
-        self.branches |= {k: v for k, v in branches.items() if k not in self.scheduler.tasks}
+        job.runs, job.retry = {**job.runs, **runs}, {**job.retry, **retry}
+        known = set(self.scheduler.tasks)
+        self.branches |= {k: v for k, v in branches.items() if k not in known}
         self.rested.clear()
-        self.scheduler.add(tasks)
+        self.scheduler.add([replace(t, trunk="") if t.trunk in known else t for t in tasks])       # a trunk that trains already will leave it nothing
     self._ask(go)
     if job.detached: self._keep()
     return list(runs)
@@ -552,8 +605,9 @@ def _keep(self):
 def _status(self) -> dict:
     "Where the sweep stands."
     def go():
-        s = self.scheduler
-        return dict(alive=self.alive, ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=s.eta(time.monotonic()), opening=sum(s.opening.values()),
+        s, now = self.scheduler, time.monotonic()
+        if now - self._eta_at > 5: self._eta, self._eta_at = s.eta(now), now
+        return dict(alive=self.alive, ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=self._eta, opening=sum(s.opening.values()),
                     resting=self.rested.is_set(), left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
     try: return self._ask(go)
     except RuntimeError: return go() | dict(eta=None, resting=True)        # the loop has ended
@@ -568,30 +622,39 @@ Controller._ask, Controller._keep, Controller.status, Controller.close = _ask, _
 Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
 Controller.alive = property(lambda self: self._thread.is_alive())
 
-# %% ../nbs/05_scheduling.ipynb #cd32a2f0
+# %% ../nbs/05_scheduling.ipynb #7a46f003
 LINGER_S = 600   # seconds that a detached loop waits for more runs, and for whoever attaches, after the last run has ended
 
 class DetachedController:
     "A Controller as a named actor."
     def __init__(self, desk, linger_s: float):
-        import ray
-        self.controller, job = None, ray.get(desk.recall.remote("job"), timeout=60)
-        if job is None: self._end()
-        job = pickle.loads(job)                # left there by the driver of this very sweep
-        controller = Controller(job, desk, linger_s=linger_s)
-        if ray.get(desk.recall.remote("paused"), timeout=60): controller.scheduler.pause()
-        try: self.controller = controller.start()
-        except Exception as e:
-            self.failed = e
-            threading.Timer(60, self._end).start()         # whoever asks may hear why
-        else: threading.Thread(target=self._watch, args=(desk,), daemon=True).start()
+        self.controller, self.desk, self.failed = None, desk, RuntimeError("The job of this sweep was lost with its desk. The same `run_sweep` line goes on with it.")
+        job, paused, begun = (self._recall(k) for k in ("job", "paused", "begun"))
+        deadline = time.monotonic() + (3600 if begun else 0)     # what is wrong for a while does not end a sweep that has begun
+        while job:
+            controller = Controller(pickle.loads(job), desk, linger_s=linger_s)        # left there by the driver of this very sweep
+            if paused: controller.scheduler.pause()
+            try: self.controller = controller.start(check=not begun)
+            except Exception as e:
+                self.failed = e
+                if time.monotonic() > deadline or isinstance(e, StorageBusy): break
+                time.sleep(20)
+            else: break
+        if self.controller: desk.keep.remote(begun=True)
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def _watch(self, desk):
-        self.controller._thread.join()
-        time.sleep(LINGER_S if self.controller.error else 2)       # whoever waits, or attaches later, may read the end
+    def _recall(self, what):
+        import ray
+        for _ in range(30):
+            with contextlib.suppress(Exception): return ray.get(self.desk.recall.remote(what), timeout=30)
+            time.sleep(1)                                        # it is being started again
+
+    def _watch(self):
+        if self.controller: self.controller._thread.join()
         with contextlib.suppress(Exception):
             import ray
-            ray.kill(desk)
+            ray.kill(self.desk)
+        time.sleep(60 if not self.controller else LINGER_S if self.controller.error else 2)       # whoever waits, or attaches later, may read the end
         self._end()
 
     def _end(self):
@@ -609,10 +672,16 @@ class _Remote:
     "A detached controller, as this process sees it."
     def __init__(self, actor): self.actor = actor
 
-    def _call(self, name, *args, timeout=90):
+    def _call(self, name, *args, patience=90):
+        "Ask it; one that is being started again is waited for."
         import ray
-        try: return ray.get(self.actor.call.remote(name, *args), timeout=timeout)
-        except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(getattr(e, "cause", None), Exception) else e) from None
+        deadline = time.monotonic() + patience
+        while True:
+            try: return ray.get(self.actor.call.remote(name, *args), timeout=30)
+            except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(getattr(e, "cause", None), Exception) else e) from None
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
+                if time.monotonic() > deadline: raise
+                time.sleep(.5)
 
     @property
     def alive(self) -> bool:
@@ -620,11 +689,11 @@ class _Remote:
         try: return self.status()["alive"]
         except (ray.exceptions.RayError, TimeoutError): return False
 
-    def status(self): return self._call("status")
+    def status(self, patience=90): return self._call("status", patience=patience)
     def pause(self): self._call("pause")
     def resume(self): self._call("resume")
     def cancel(self, key): self._call("cancel", key)
-    def add(self, plan, recipe=None): return self._call("add", plan, recipe)
+    def add(self, plan, recipe=None, retry_failed=False): return self._call("add", plan, recipe, retry_failed)
     def close(self): self._call("close")
 
 def _actor_name(storage: Storage) -> str:
@@ -676,7 +745,7 @@ class Sweep:
         "Seconds until all is done: (5 %, 50 %, 95 %); None while no speed is known, or nobody trains."
         return self.control.status()["eta"] if self.alive else None
 
-# %% ../nbs/05_scheduling.ipynb #82480858
+# %% ../nbs/05_scheduling.ipynb #8ac92edc
 def _needs(self, what):
     "The controller, or an error that says what to do."
     if not self.alive:
@@ -700,13 +769,17 @@ def _cancel(self,
 def _add(self,
     plan: SweepPlan,
     recipe=None,        # As in `run_sweep`
+    retry_failed: bool = False,  # Try those of its runs again that failed before
 ):
     "Train more runs in this sweep, beside other cells; those it knows already are passed over. Where its loop in this process has come to an end, another begins."
-    if isinstance(self.control, Controller) and not self.alive:
+    here = isinstance(self.control, Controller)
+    try: new = (self.control if here else _needs(self, "add to")).add(plan, recipe, retry_failed)
+    except _Ended:
+        if not here: raise
+        self.control._thread.join()
         start_ray(self.control.job.common.address)
-        self.control = Controller(_more(self.control.job, plan, recipe)).start()
-        new = [k for k in self.control.job.runs if k not in self.ids]
-    else: new = _needs(self, "add to").add(plan, recipe)
+        self.control = Controller(_more(self.control.job, plan, recipe, retry_failed)).start()
+        new = list(self.control.job.runs)
     self.ids = tuple(dict.fromkeys([*self.ids, *new]))
     if self.view: self.view.follow(new)
 
@@ -719,7 +792,7 @@ def _wait(self,
         s = self.control.status()
         if s["error"] or s["resting"] and (s["over"] or s["paused"]): break
         if time.monotonic() > deadline: raise TimeoutError(f"The sweep in {self.storage.url} was still training after {timeout:g} s; it goes on.")
-        time.sleep(.1)
+        time.sleep(.25)
     if self.control is not None: _tell_end(self)
     return self
 
@@ -804,7 +877,7 @@ def _ctrl_c():
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/05_scheduling.ipynb #b03139aa
+# %% ../nbs/05_scheduling.ipynb #46d11c20
 def run_sweep(
     problem: Problem,
     plan: SweepPlan,
@@ -829,16 +902,16 @@ def run_sweep(
     from scaling_nb.training import MockLaw, train_run
     mock, storage, per = MockLaw() if mock is True else (mock or None), open_storage(storage), tokens_per_sample(problem)
     if not plan.specs: raise ValueError("`plan` must hold at least one run, but it is empty.")
-    if (lease := read_lease(storage)) and lease.get("actor") and (found := attach(storage)).alive:
-        print(f"The sweep in {storage.url} is being trained already; this is it, with the runs of this plan.")
-        found.add(plan, recipe)
-        return _watched(found, view, wait and not detached)
     prints = prints or fingerprint(problem)
+    if not mock and (lease := read_lease(storage)) and lease.get("actor") and (found := attach(storage)).alive:
+        bind_storage(storage, prints)
+        print(f"The sweep in {storage.url} is being trained already; this is it, with the runs of this plan.")
+        found.add(plan, recipe, retry_failed)
+        return _watched(found, view, wait and not detached)
     runs = _describe(problem, plan, recipe, storage, prints, per, mock)
     sweep = Sweep(storage, tuple(runs))
-    f = sweep.frame
-    retry = dict(zip(f.run_id[f.state == "FAILED"], f.attempt[f.state == "FAILED"])) if retry_failed else {}
-    left = _left_to_do(f, retry)
+    retry = _failed(storage, runs) if retry_failed else {}
+    left = _left_to_do(sweep.frame, retry)
     if not left:
         print(f"All {len(runs)} runs are finished in {storage.url}; nothing was trained.")
         return sweep
@@ -852,12 +925,14 @@ def run_sweep(
     return _watched(sweep, view, wait and not detached)
 
 def _bury(name: str, wait_s: float = 10):
-    "End what is left of an earlier loop of this name; its lease has been given back."
+    "End what is left of an earlier loop of this name. Raises StorageBusy where it lives."
     import ray
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
-        try: ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        try: old = ray.get_actor(name, namespace=NAMESPACE)
         except ValueError: return
+        if _Remote(old).alive: raise StorageBusy("A detached sweep has begun in this storage just now. The same line finds it.")
+        ray.kill(old)
         time.sleep(.1)
 
 def _begin(job: _Job, detached: bool):
@@ -870,11 +945,13 @@ def _begin(job: _Job, detached: bool):
     ray = start_ray(address or start_head())
     job.facts = dict(address=ray.get_runtime_context().gcs_address, actor=_actor_name(job.storage))
     _bury(job.facts["actor"])
-    desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).options(name=f"{job.facts['actor']}-desk-{job.session}", namespace=NAMESPACE, lifetime="detached").remote()
-    ray.get(desk.keep.remote(job=cloudpickle.dumps(job), paused=False))
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=16)(DetachedController).options(name=job.facts["actor"], namespace=NAMESPACE, lifetime="detached").remote(desk, LINGER_S)
-    control = _Remote(actor)
-    try: control.status()
+    desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).options(name=f"{job.facts['actor']}-desk-{job.session}", namespace=NAMESPACE, lifetime="detached", scheduling_strategy="SPREAD").remote()
+    actor = None
+    try:
+        ray.get(desk.keep.remote(job=cloudpickle.dumps(job), paused=False))
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=16)(DetachedController).options(name=job.facts["actor"], namespace=NAMESPACE, lifetime="detached").remote(desk, LINGER_S)
+        control = _Remote(actor)
+        control.status(patience=600)
     except BaseException:
         for a in (actor, desk):
             with contextlib.suppress(Exception): ray.kill(a)

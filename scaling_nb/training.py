@@ -772,7 +772,7 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
         if a.get("halvings"): t.micro_batch = max(1, min(t.micro_batch or largest, -(-largest//world))//2**a["halvings"])
         if wrap: wrap(t)
         ends = [_Branch(resolve(recipe, b, t.per), partial(_leave_branch, t, w, info, on_progress), (_eval_points(recipe, b.D) or [math.inf])[0]) for info, b in leave]
-        _train(t, _Hooks(log, save, should_stop, on_progress, checkpoint_s, checkpoint_steps, compile, tuple(sorted(ends, key=lambda x: x.settings.D))))
+        _train(t, _Hooks(log, save, should_stop, on_progress if rank == 0 else None, checkpoint_s, checkpoint_steps, compile, tuple(sorted(ends, key=lambda x: x.settings.D))))
         if rank == 0:
             if wall() > checkpoint_s and world == 1: save()         # should the evaluation fail, the training is not lost
             _finish(t, w, a, wall)
@@ -782,11 +782,11 @@ def _attempt(problem, spec, recipe, storage, key, a, leave=(), *, device=None, s
     except Superseded: raise
     except StorageError:                                            # what the machine did to a run is not its end
         if rank == 0:
-            with contextlib.suppress(StorageError): storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
+            with contextlib.suppress(StorageError, Superseded): w.check(); storage.write_json(key, "attempt.json", {**a, "stopped": time.time()})
         raise
     except Exception as e:   # whatever the user's code raises, it is this run that failed, and the sweep goes on; SystemExit is how Ray ends a worker whose owner is gone
         if isinstance(e, Diverged) and recipe.retry_diverged and a["lr_scale"] == 1:
-            if rank == 0: w.check(); begin_retry(storage, key, str(e))
+            if rank == 0: w.close(); begin_retry(storage, key, str(e))
         elif world == 1 or not _lost_peer(e): w.write_json("failure.json", _failure(e, t, spec, a, wall()))
         if world > 1: raise
     finally: w.close()
@@ -810,7 +810,9 @@ def _finish(t: Trainer, w: RunWriter, a, wall):
     if not math.isfinite(loss): raise Diverged(f"the held-out loss is {loss} after {t.tokens:,} tokens")
     far_above = lambda x, start: x > start + .2*abs(start)
     if far_above(end := float(np.mean(t._ends[1:] or t._ends)), t._ends[0]):           # too early for the watch to see, or a run too short for it
-        begin = Trainer(t.problem, t.spec, t.recipe, t.device, micro_batch=t.micro_batch).evaluate()[0]
+        untrained = Trainer(t.problem, t.spec, t.recipe, t.device, micro_batch=t.micro_batch)
+        untrained.on_batch = t.on_batch
+        begin = untrained.evaluate()[0]
         if far_above(loss, begin):
             raise Diverged(f"the training loss ended at {end:.3g} and the held-out loss at {loss:.3g}, above the {begin:.3g} of the untrained model. Lower `lr`, or raise `warmup`.")
     how = dict(torch=torch.__version__, threads=torch.get_num_threads(), device=t.device, workers=t.world, lr=max(g["peak_lr"] for g in t.optimizer.param_groups), bf16=t.bf16,

@@ -382,8 +382,7 @@ class RunView:
         states: dict,  # run_id -> state, a name or a RunState
     ):
         "What a scheduler knows before it is on disk. Optional; an end is believed only when its file is there."
-        with self._lock:
-            self.tail.hints.update({k: getattr(s, "value", s) for k, s in states.items()})
+        self.tail.hints.update({k: getattr(s, "value", s) for k, s in states.items()})   # without the lock: whoever calls must not wait for a slow storage
 
 # %% ../nbs/10_widgets.ipynb #c0bb9e8e
 def _tick(self, force: bool = False) -> str:  # The status line

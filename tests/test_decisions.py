@@ -38,7 +38,9 @@ class World:
             elif isinstance(a, Kill):
                 assert a.slot in self.busy
                 self.dying.add(a.slot)
-            elif isinstance(a, Close): self.idle.pop(a.slot, None); self.busy.pop(a.slot, None)
+            elif isinstance(a, Close):
+                assert a.slot not in self.busy and a.slot not in self.opening, "a worker was let go that is at work"
+                self.idle.pop(a.slot, None)
             elif isinstance(a, Fail):
                 assert a.key not in self.ended and a.key not in self.failed
                 self.failed[a.key] = a.why
@@ -99,7 +101,7 @@ def test_random_histories(data):
         elif what == "lose" and (everyone := sorted({*w.opening, *w.idle, *w.busy})):
             slot = draw(st.sampled_from(everyone))
             if slot in w.busy: late.append((slot, w.busy[slot][1]))
-            w.lose(slot, oom=draw(st.booleans()))
+            w.lose(slot, oom=draw(st.booleans()), began=draw(st.booleans()), blame=draw(st.booleans()))
         elif what == "progress" and live: s.progress(slot := draw(st.sampled_from(sorted(live))), w.busy[slot][1], draw(st.integers(1, 100)), .5, w.now)
         elif what == "left": s.left(draw(st.sampled_from(keys)))
         elif what == "cancel" and draw(st.booleans()): s.cancel(draw(st.sampled_from(keys)))
@@ -180,7 +182,7 @@ def test_what_the_machine_did_is_tried_again_a_bounded_number_of_times(end, retr
         w.act()
         for i in sorted(w.opening): w.up(i)
         w.act()
-        if n < retries: assert w.log[-1][1].halvings == (2*(n + 1) if end is End.OOM else 0)
+        if n < retries: assert w.log[-1][1].shrink == (end is End.OOM)
     assert s.state["r"] is TaskState.FAILED and w.started["r"] == retries + 1
     assert w.failed["r"] == f"given up after {retries + 1} attempts: " + ("no step within 10 s of its start" if end is End.HUNG else "its worker died")
 
@@ -223,6 +225,56 @@ def test_a_hang_is_found_within_a_second_of_its_limit(begun):
         for w.now, moves in (40., 90), (40.5, 100): s.progress(slot, w.busy[slot][1], moves, .1, w.now)
     while not any(isinstance(a, Kill) for _, a in w.log): w.now += .25; w.act()
     assert w.now - (40.5 + 10 if begun else 300) < 1 and s.slots[slot].end is End.HUNG
+
+
+def test_a_run_that_never_began_loses_no_attempt():
+    "Eight idle workers on a node that is gone: each is found dead with the run in hand, and the run is not to blame."
+    s, w = ready([Task(str(i), 1.) for i in range(8)], nodes=[node(cpus=8)])
+    for slot in sorted(w.busy): w.end(slot)
+    s.add([Task("last", 1.)])
+    for _ in range(8):
+        w.act()
+        (slot,) = w.busy
+        w.lose(slot, began=False)
+    w.act()
+    for slot in sorted(w.opening): w.up(slot)
+    w.act()
+    assert s.state["last"] is TaskState.RUNNING and not s.ends["last"] and not w.failed
+
+
+def test_one_who_counts_anew_is_not_hung():
+    "A group of workers that lost one begins its count again, under the same ticket."
+    s, w = ready([Task("r", 1.)], Limits(hang_s=10))
+    (slot,) = w.busy
+    for w.now, moves in (1, 1000), (2, 2000): s.progress(slot, w.busy[slot][1], moves, .5, w.now)
+    for t in range(3, 60):
+        w.now = t
+        s.progress(slot, w.busy[slot][1], t, .5, w.now)
+        w.act()
+    assert not any(isinstance(a, Kill) for _, a in w.log)
+
+
+def test_coming_further_gives_all_attempts_again_and_standing_still_does_not():
+    s, w = ready([Task("r", 1.)], Limits(lost=2), nodes=[node(cpus=1)])
+    def die_at(share):
+        (slot,) = w.busy
+        for moves in (1, 2): s.progress(slot, w.busy[slot][1], moves, share, w.now)
+        w.lose(slot); w.act()
+        for i in sorted(w.opening): w.up(i)
+        w.act()
+    for i in range(1, 9): die_at(i/10)                                 # preempted again and again, and always further
+    assert s.state["r"] is TaskState.RUNNING
+    die_at(.8); die_at(.8)
+    assert s.state["r"] is TaskState.FAILED and w.started["r"] == 10
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_an_idle_worker_is_let_go_later_too(paused):
+    s, w = ready([Task("a", 2.), Task("b", 1., need=LARGE), Task("c", .5, need=LARGE)], Limits(keep_s=10), nodes=[node(cpus=3)])
+    s.pause()
+    for slot in sorted(w.busy): w.end(slot, End.STOPPED)
+    for w.now in range(1, 40): w.act()
+    assert not s.slots and not w.idle                                  # a paused sweep holds nothing
 
 
 def test_pause_asks_once_then_ends_and_costs_no_attempt():
