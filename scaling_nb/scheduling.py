@@ -295,7 +295,7 @@ def _death(e) -> tuple:
     code = re.search(r"exit code[ =]*(\d+)", text)
     return "its worker died" + (f" (exit code {code[1]})" if code and code[1] != "None" else ""), False
 
-# %% ../nbs/05_scheduling.ipynb #90a4dfc9
+# %% ../nbs/05_scheduling.ipynb #e543bc15
 class Controller:
     "Carries out what a Scheduler decides, in a thread of its own; what it is asked from outside is done in that thread, too."
     def __init__(self,
@@ -312,7 +312,7 @@ class Controller:
         self._up = threading.Event()
         self.rested = threading.Event()          # nothing is left to do, or nothing may be done
         self._thread, self._stopping, self._news, self._peaks, self._renewal = threading.Thread(target=self._run, daemon=True, name="Controller"), False, True, {}, None
-        self._ended, self._eta, self._eta_at, self._nodes = False, None, -math.inf, ()
+        self.peak, self._ended, self._eta, self._eta_at, self._nodes = 0, False, None, -math.inf, ()
 
     def start(self, check: bool = True):
         "Take the storage, look at the cluster, and begin. Raises StorageBusy, StorageError; ValueError where a run fits nowhere, unless it has begun before and may `check` be off."
@@ -358,7 +358,7 @@ class Controller:
             self.rested.set()
             self.on_end()
 
-# %% ../nbs/05_scheduling.ipynb #424db37c
+# %% ../nbs/05_scheduling.ipynb #b3b25616
 async def _main(self):
     "Listen, decide, act, until there is nothing left to do."
     self.loop, self.wake, idle_since = asyncio.get_running_loop(), asyncio.Event(), None
@@ -368,6 +368,7 @@ async def _main(self):
             await self._listen()
             for action in self.scheduler.decide(time.monotonic()): self._act(action)
             s = self.scheduler
+            self.peak = max(self.peak, s.busy)
             self._tell()
             done = (s.over or s.aborted) and not s.busy and not self.writes
             halted = done or s.paused and not s.busy
@@ -537,7 +538,7 @@ async def _write_failure(self, a: Fail):
 Controller._act, Controller._kind, Controller._make, Controller._open, Controller._train, Controller._remember = _act, _kind, _make, _open, _train, _remember
 Controller._spawn, Controller._mark_stopped, Controller._write_failure = _spawn, _mark_stopped, _write_failure
 
-# %% ../nbs/05_scheduling.ipynb #56def317
+# %% ../nbs/05_scheduling.ipynb #6df0f4ca
 class _Ended(RuntimeError):
     "The loop is no more."
 
@@ -600,7 +601,7 @@ def _add(self, plan: SweepPlan, recipe=None, retry_failed: bool = False) -> list
 def _keep(self):
     "Leave the job at the desk, for a loop that is started again."
     from ray import cloudpickle
-    self.desk.keep.remote(job=cloudpickle.dumps(self.job), paused=self.scheduler.paused)
+    self.desk.keep.remote(job=cloudpickle.dumps(self.job), path=self.job.path, paused=self.scheduler.paused, begun=True)
 
 def _status(self) -> dict:
     "Where the sweep stands."
@@ -622,14 +623,15 @@ Controller._ask, Controller._keep, Controller.status, Controller.close = _ask, _
 Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
 Controller.alive = property(lambda self: self._thread.is_alive())
 
-# %% ../nbs/05_scheduling.ipynb #7a46f003
+# %% ../nbs/05_scheduling.ipynb #779438ae
 LINGER_S = 600   # seconds that a detached loop waits for more runs, and for whoever attaches, after the last run has ended
 
 class DetachedController:
     "A Controller as a named actor."
     def __init__(self, desk, linger_s: float):
         self.controller, self.desk, self.failed = None, desk, RuntimeError("The job of this sweep was lost with its desk. The same `run_sweep` line goes on with it.")
-        job, paused, begun = (self._recall(k) for k in ("job", "paused", "begun"))
+        job, path, paused, begun = (self._recall(k) for k in ("job", "path", "paused", "begun"))
+        sys.path += [p for p in path or () if p not in sys.path]
         deadline = time.monotonic() + (3600 if begun else 0)     # what is wrong for a while does not end a sweep that has begun
         while job:
             controller = Controller(pickle.loads(job), desk, linger_s=linger_s)        # left there by the driver of this very sweep
@@ -877,7 +879,7 @@ def _ctrl_c():
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/05_scheduling.ipynb #46d11c20
+# %% ../nbs/05_scheduling.ipynb #8f77a3ae
 def run_sweep(
     problem: Problem,
     plan: SweepPlan,
@@ -948,7 +950,7 @@ def _begin(job: _Job, detached: bool):
     desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).options(name=f"{job.facts['actor']}-desk-{job.session}", namespace=NAMESPACE, lifetime="detached", scheduling_strategy="SPREAD").remote()
     actor = None
     try:
-        ray.get(desk.keep.remote(job=cloudpickle.dumps(job), paused=False))
+        ray.get(desk.keep.remote(job=cloudpickle.dumps(job), path=job.path, paused=False))
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=16)(DetachedController).options(name=job.facts["actor"], namespace=NAMESPACE, lifetime="detached").remote(desk, LINGER_S)
         control = _Remote(actor)
         control.status(patience=600)
@@ -959,7 +961,7 @@ def _begin(job: _Job, detached: bool):
     print(f"The sweep trains on the cluster at {job.facts['address']}, whatever becomes of this process: attach({job.storage.url!r}) finds it again.")
     return control
 
-# %% ../nbs/05_scheduling.ipynb #e14f21cb
+# %% ../nbs/05_scheduling.ipynb #77ae715e
 class _NoView:
     "Stands in where nobody watches."
     def show(self): return self
@@ -995,8 +997,8 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
         if isinstance(sweep.control, Controller): sweep.control.close()
         live.close()
     _tell_end(sweep)
-    n = sum(v is not TaskState.LEFT for v in sweep.control.scheduler.state.values()) if isinstance(sweep.control, Controller) else len(sweep.ids)
-    print(f"{n} runs in {format_seconds(time.monotonic() - start)}.")
+    n, at = (sum(v is not TaskState.LEFT for v in c.scheduler.state.values()), f" with {c.peak} at a time") if isinstance(c := sweep.control, Controller) else (len(sweep.ids), "")
+    print(f"{n} runs in {format_seconds(time.monotonic() - start)}{at}." if n else "All runs were finished meanwhile; nothing was trained.")
     return sweep
 
 def _at_rest(control) -> bool:

@@ -26,7 +26,7 @@ class Slow(MLP):
         return super().forward(x)
 
 
-def the_plan(): return plan_sweep(mlp_problem(model=Slow), [1e8], sizes=[8, 12, 16, 24], speed=None)
+def the_plan(): return plan_sweep(mlp_problem(model=Slow), [6e7], sizes=[8, 12, 16, 24], speed=None)
 
 
 def sweep(where, cluster, **kw):

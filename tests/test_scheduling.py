@@ -180,20 +180,23 @@ class TestOnRay:
         assert s.alive and s.control.status()["over"] is False
         with pytest.raises(TimeoutError, match="goes on"): s.wait(timeout=.1)
         s.wait()
+        s.add(small_plan(problem, (2e7,)), RECIPE)                                  # the loop is just about to end
+        s.wait(60)
+        assert len(s.ids) == 9 and (s.frame.state == "SUCCEEDED").all()
         low, mid, high = s.control.scheduler.eta(time.monotonic())
         assert low == mid == high == 0 and (s.frame.state == "SUCCEEDED").all() and "training" not in repr(s)
         until = time.monotonic() + 30
         while s.alive and time.monotonic() < until: time.sleep(.1)
         assert not s.alive and not (tmp_path/"sweep.json").exists()
         s.add(small_plan(problem, (3e7,)), RECIPE)                                  # another round
-        assert len(s.ids) == 9
+        assert len(s.ids) == 12
         s.wait(60)
         assert (s.frame.state == "SUCCEEDED").all() and (s.frame.attempt == 1).all()
 
     def test_ctrl_c_ends_the_waiting_and_not_the_sweep(self, tmp_path):
         import threading
         problem = mlp_problem(model=Slow)
-        s = run_sweep(problem, small_plan(problem, (5e7,)), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
+        s = run_sweep(problem, small_plan(problem, (2e8,)), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
         threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt): s.wait()
         assert s.alive
@@ -204,7 +207,8 @@ class TestOnRay:
         import ray
         problem = mlp_problem(model=Slow)
         s = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
-        while not s.frame.state.eq("RUNNING").any(): time.sleep(.05)
+        until = time.monotonic() + 60
+        while not s.frame.state.eq("RUNNING").any() and time.monotonic() < until: time.sleep(.05)
         ray.shutdown()
         with pytest.raises(RuntimeError, match="Ray was shut down while the sweep"): s.wait(60)
         assert not ray.is_initialized()                                     # nor started again behind the user's back
@@ -242,7 +246,7 @@ DRIVER = textwrap.dedent("""
             return super().forward(x)
     if __name__ == "__main__":
         problem = mlp_problem(model=Slow)
-        plan = plan_sweep(problem, [5e7, 1e8], sizes=[8, 12, 16, 24], speed=None)
+        plan = plan_sweep(problem, [2e7, 4e7], sizes=[8, 12, 16, 24], speed=None)
         print(run_sweep(problem, plan, Recipe(batch_size=32), storage=sys.argv[1], resources=Resources(slots=2), view=False, checkpoint_s=.5))
 """)
 
