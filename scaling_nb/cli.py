@@ -47,7 +47,7 @@ def _plan(args): print(_planned(args, speed="measure")[1])
 
 def _run(args):
     from scaling_nb.scheduling import run_sweep
-    print(run_sweep(*_planned(args), storage=args.storage, resources=_resources(args, args.address), mock=args.mock, retry_failed=args.retry_failed))
+    print(run_sweep(*_planned(args), storage=args.storage, resources=_resources(args, args.address), mock=args.mock, retry_failed=args.retry_failed, detached=args.detached))
 
 def _submit(args):
     from scaling_nb.jobs import submit_study
@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
                                "my_study.py:problem --budgets 1e8 3e8 1e9 --storage runs/first --slots 2"))
     _run_options(p, "Ray cluster, host:port; this machine if not given")
     p.add_argument("--mock", action="store_true", help="rehearse with losses from a known law")
+    p.add_argument("--detached", action="store_true", help="return at once: the sweep trains on, and `status --watch` follows it")
     p = command("status", _status, "say how far the runs of a storage are", "runs/first --watch")
     p.add_argument("storage", help="path or URL")
     p.add_argument("--watch", action="store_true", help="go on until every run has an end")

@@ -295,7 +295,7 @@ def _death(e) -> tuple:
     code = re.search(r"exit code[ =]*(\d+)", text)
     return "its worker died" + (f" (exit code {code[1]})" if code and code[1] != "None" else ""), False
 
-# %% ../nbs/05_scheduling.ipynb #e543bc15
+# %% ../nbs/05_scheduling.ipynb #ddaa5144
 class Controller:
     "Carries out what a Scheduler decides, in a thread of its own; what it is asked from outside is done in that thread, too."
     def __init__(self,
@@ -356,7 +356,7 @@ class Controller:
         except BaseException as e: self.error = self.error or e
         finally:
             self.rested.set()
-            self.on_end()
+            with contextlib.suppress(Exception): self.on_end()
 
 # %% ../nbs/05_scheduling.ipynb #b3b25616
 async def _main(self):
