@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lab prepare notebooks clean
+.PHONY: demo test test-long lab prepare notebooks clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
@@ -21,7 +21,11 @@ test: $(READY)
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|guides)'
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+# Before a release: more faults, clusters and commands, one after the other
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 # Before a commit: export the notebooks, clean them, write README.md
 prepare: $(READY)

@@ -1,5 +1,6 @@
 """Small problems that many tests train."""
 import random
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -45,6 +46,15 @@ class Bomb(MLP):
     def forward(self, x):
         if self.layers[0].out_features == 16 and self.training and x.shape[0] > 4:
             raise RuntimeError("the bomb went off\nin two lines")
+        return super().forward(x)
+
+
+class Slow(MLP):
+    "Takes its time, so that something can happen meanwhile."
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(.002)
         return super().forward(x)
 
 

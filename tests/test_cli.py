@@ -109,6 +109,7 @@ def test_a_problem_or_a_function_that_makes_one(project, monkeypatch):
     finally: sys.modules.pop("my_study", None)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.timeout(400)
@@ -128,6 +129,7 @@ def test_run_is_paused_by_ctrl_c_and_goes_on(project):
     assert again.returncode == 0 and "3 SUCCEEDED" in again.stdout, again.stdout + again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.timeout(400)
@@ -145,3 +147,12 @@ def test_the_hydra_example_runs_as_its_readme_says(tmp_path):
     assert all("To spend 1.00e11 FLOPs" in s for s in said) and [("mock:" in s) for s in said] == [True, False, True, False]
     assert "runs/other" in said[2] and "nothing was trained" in said[3] and said[3][said[3].index("Study of"):] == said[1][said[1].index("Study of"):]
     assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == ["README.md", "config.yaml", "runs", "study.py"]     # nor an `outputs` of Hydra's own
+
+
+def test_the_hydra_example_rehearses(tmp_path):
+    pytest.importorskip("hydra")
+    folder = tmp_path/"hydra"
+    shutil.copytree(ROOT/"examples"/"hydra", folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    command = re.findall(r"```sh\n(.*?)\n```", (folder/"README.md").read_text(), re.S)[0]
+    p = subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert p.returncode == 0 and "To spend 1.00e11 FLOPs" in p.stdout and "mock:" in p.stdout, p.stdout + p.stderr

@@ -301,6 +301,7 @@ def test_a_head_outlives_who_started_it(machine, here, capfd):
     print(f"joined and first task after {joined:.1f} s, ended in {took:.1f} s")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 def test_a_dead_head_is_replaced(machine, here):
@@ -316,6 +317,7 @@ def test_a_dead_head_is_replaced(machine, here):
     assert cluster.stop_head()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 def test_a_cluster_that_asks_nobody(machine):
@@ -348,6 +350,7 @@ def test_a_cluster_that_asks_nobody(machine):
         for p in left: p.kill()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 def test_ray_that_was_started_before(machine):
@@ -376,6 +379,7 @@ def test_ray_that_was_started_before(machine):
     assert lines[0] == "True" and lines[-1] == "True" and lines[-2].startswith(("Ray started", "Ray's ports listen on all interfaces; the token keeps others out."))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 def test_nodes_come_and_go(machine):
@@ -400,6 +404,7 @@ def test_nodes_come_and_go(machine):
     assert out.splitlines() == ["[(3.0, 2.0, 'H100'), (1.0, 0.0, None)] {<class 'int'>} 2", "True", "[(1.0, 0.0, None)]"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")

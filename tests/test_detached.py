@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from problems import curve, mlp_problem
+from problems import Slow, curve, mlp_problem
 
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import attempts_frame, open_storage, read_lease, runs_frame
@@ -22,18 +22,14 @@ SAME = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", 
 STUDY = f"""
 import sys, time
 sys.path.insert(0, {TESTS!r})
-from problems import MLP, mlp_problem
-from scaling_nb.recipes import Recipe
-from scaling_nb.scheduling import Resources, attach, run_sweep
-from scaling_nb.sweep import plan_sweep
-class Slow(MLP):
-    def forward(self, x):
-        if self.training: time.sleep(.002)
-        return super().forward(x)
-problem, recipe = mlp_problem(model=Slow), Recipe(batch_size=64)
-plan = plan_sweep(problem, [6e7], sizes=[8, 12, 16, 24, 32], speed=None)
-def go(where, **kw): return run_sweep(problem, plan, recipe, storage=where, resources=Resources(slots=2), view=False, checkpoint_s=.5, **kw)
+from test_detached import go
 """
+
+
+def go(where, **kw):
+    problem = mlp_problem(model=Slow)
+    plan = plan_sweep(problem, [6e7], sizes=[8, 12, 16, 24, 32], speed=None)
+    return run_sweep(problem, plan, Recipe(batch_size=64), storage=where, view=False, **{**dict(resources=Resources(slots=2), checkpoint_s=.5), **kw})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,19 +57,16 @@ def script(tmp_path, code):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    p = script(folder, f"go({str(folder/'runs')!r})")
-    out, _ = p.communicate(timeout=300)
-    assert p.returncode == 0, out
-    return folder/"runs"
+    s = go(tmp_path_factory.mktemp("undisturbed")/"runs", detached=True).wait(120)
+    s.close()
+    return s.storage.root
 
 
-def alike(where, undisturbed, ids=True):
-    "Frame and curves are those of a sweep nobody disturbed; the ids too, but for a class that was defined elsewhere."
+def alike(where, undisturbed):
+    "Frame and curves are those of a sweep nobody disturbed."
     a, b = runs_frame(open_storage(where)), runs_frame(open_storage(undisturbed))
-    told = SAME if ids else SAME[1:]
-    assert a[told].equals(b[told]) and (a.state == "SUCCEEDED").all(), f"\n{a[SAME].compare(b[SAME]).to_string()}\n{attempts_frame(where).to_string()}"
-    return all(curve(where, k) == curve(undisturbed, other) for k, other in zip(a.run_id, b.run_id))
+    assert a[SAME].equals(b[SAME]) and (a.state == "SUCCEEDED").all(), f"\n{a[SAME].compare(b[SAME]).to_string()}\n{attempts_frame(where).to_string()}"
+    return all(curve(where, k) == curve(undisturbed, k) for k in a.run_id)
 
 
 def head_family():
@@ -115,16 +108,14 @@ def test_the_driver_is_killed_and_nothing_stops(tmp_path, undisturbed):
 
 def test_the_loop_is_killed_and_begins_again_by_itself(tmp_path, undisturbed):
     where = tmp_path/"runs"
-    p = script(tmp_path, f"go({str(where)!r}, detached=True)")
-    assert p.wait(120) == 0
+    s = go(where, detached=True)
     until(lambda: len(finished(where)) >= 1)
-    s = attach(where)
     pid = s.control.status()["pid"]
     assert pid == read_lease(s.storage)["pid"] and pid != os.getpid()
     os.kill(pid, signal.SIGKILL)
     before = finished(where)
-    until(lambda: s.alive and s.control.status()["pid"] != pid)
-    s.wait(180)
+    s.wait(180)                                                                # it outlives the loop that it waits for
+    assert s.control.status()["pid"] != pid
     assert alike(where, undisturbed)
     assert all(finished(where)[k] == v for k, v in before.items()) and (s.frame.set_index("run_id").attempt[list(before)] == 1).all()      # nothing that had finished was repeated
     assert s.frame.attempt.max() == 2
@@ -133,9 +124,8 @@ def test_the_loop_is_killed_and_begins_again_by_itself(tmp_path, undisturbed):
 
 def test_a_pause_outlives_the_loop_and_the_same_line_finds_the_sweep(tmp_path, undisturbed):
     where = tmp_path/"runs"
-    assert script(tmp_path, f"go({str(where)!r}, detached=True)").wait(120) == 0
+    s = go(where, detached=True)
     until(lambda: any(where.glob("*/attempt.json")))
-    s = attach(where)
     s.pause()
     s.wait(60)
     state = s.frame.state
@@ -219,5 +209,5 @@ print(f"{{time.monotonic() - start:.2f}} {{alive}}"); print(text)""")
     finally:
         client.stop_channels()
         second.shutdown_kernel(now=True)
-    assert alike(where, undisturbed, ids=False) and (runs_frame(open_storage(where)).attempt == 1).all()
+    assert alike(where, undisturbed) and (runs_frame(open_storage(where)).attempt == 1).all()
     assert all(set(v) <= set(curve(where, k)) for k, v in seen.items())

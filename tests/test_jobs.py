@@ -161,6 +161,7 @@ class TestOnTwoNodes:
         assert "with 2 at a time" in later   # of a core each: both nodes took part
         assert "/.venv/" not in later and "Traceback" not in later
 
+    @pytest.mark.long
     def test_stop_pauses_and_the_same_line_goes_on(self, cluster, project):
         said = run(study("""
             import os
@@ -196,6 +197,7 @@ class TestOnTwoNodes:
         assert "is paused, and the same `submit_study` resumes it" in said and "then SUCCEEDED" in said and "attempts [1, 2, 2]" in said
         for steps in json.loads(re.search(r"steps (.*)", said)[1]): assert steps == sorted(set(steps))
 
+    @pytest.mark.long
     def test_a_job_that_fails_says_why(self, cluster, project):
         said = run(study("""
             other = Problem(FileMLP, "width", data=(X[:9000], Y[:9000]), loss_fn=nn.CrossEntropyLoss())
@@ -207,6 +209,7 @@ class TestOnTwoNodes:
             """, cluster.address), cluster, project)
         assert re.search(r"Job raysubmit_\w+ failed: .*StorageMismatch: .* differs in: data", said) and "The end of its log:" in said and said.strip().endswith("FAILED")
 
+    @pytest.mark.long
     def test_the_command_line_submits_and_follows(self, cluster, project):
         (project/"my_study.py").write_text(study("problem = problems['file']", cluster.address))
         command = [sys.executable, "-m", "scaling_nb", "submit", "my_study.py:problem", *"--budgets 5e7 --sizes 8 16 --storage cli --follow --address".split(), cluster.address]

@@ -139,8 +139,7 @@ def test_a_node_that_freezes_and_comes_back(tmp_path, cluster, node, undisturbed
     import json
     order = [json.loads(r)["attempt"] for r in rows]
     assert order == sorted(order), "a row of the superseded attempt came after those of the next"
-
-
+@pytest.mark.long
 def test_a_node_that_comes_later_is_used(tmp_path, cluster, node, undisturbed):
     node()
     s = sweep(tmp_path/"runs", cluster)

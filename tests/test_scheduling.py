@@ -4,20 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from problems import MLP, Bomb, mlp_problem, xy
+from problems import MLP, Bomb, Slow, curve, mlp_problem, xy
 
 from scaling_nb.cluster import start_ray
 from scaling_nb.contracts import fingerprint
 from scaling_nb.decisions import End, Need
 from scaling_nb.recipes import Recipe
-from scaling_nb.records import StorageMismatch, open_storage, read_record
+from scaling_nb.records import StorageMismatch, open_storage, read_record, runs_frame
 from scaling_nb.scheduling import Resources, Runner, _death, _left_to_do, _need, release_workers, run_sweep
 from scaling_nb.sweep import plan_sweep, share_trunks
 from scaling_nb.training import MockLaw, describe_run, train_run
@@ -38,14 +38,6 @@ def small_plan(problem, budgets=(5e7, 1e8), sizes=(8, 16, 32)): return plan_swee
 
 
 def attempts_frame_pids(where): return [json.loads(f.read_text())["pid"] for f in where.glob("*/attempt.json")]
-
-
-class Slow(MLP):
-    "Takes its time, so that something can happen meanwhile."
-
-    def forward(self, x):
-        if self.training: time.sleep(.002)
-        return super().forward(x)
 
 
 def test_runner_is_a_plain_class(tmp_path, one_thread):
@@ -194,7 +186,6 @@ class TestOnRay:
         assert (s.frame.state == "SUCCEEDED").all() and (s.frame.attempt == 1).all()
 
     def test_ctrl_c_ends_the_waiting_and_not_the_sweep(self, tmp_path):
-        import threading
         problem = mlp_problem(model=Slow)
         s = run_sweep(problem, small_plan(problem, (2e8,)), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
         threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -232,84 +223,70 @@ def test_empty_plan(tmp_path):
     with pytest.raises(ValueError, match="empty"): run_sweep(mlp_problem(), SweepPlan(()), storage=tmp_path)
 
 
-# A driver of its own, to be killed. Runs are slowed down so that the kill lands in the middle of them.
-DRIVER = textwrap.dedent("""
-    import sys, time
-    sys.path.insert(0, {tests!r})
-    from problems import MLP, mlp_problem
-    from scaling_nb.sweep import plan_sweep
-    from scaling_nb.scheduling import Resources, run_sweep
-    from scaling_nb.recipes import Recipe
-    class Slow(MLP):
-        def forward(self, x):
-            if self.training: time.sleep(.002)
-            return super().forward(x)
-    if __name__ == "__main__":
-        problem = mlp_problem(model=Slow)
-        plan = plan_sweep(problem, [2e7, 4e7], sizes=[8, 12, 16, 24], speed=None)
-        print(run_sweep(problem, plan, Recipe(batch_size=32), storage=sys.argv[1], resources=Resources(slots=2), view=False, checkpoint_s=.5))
-""")
-
-
-def _driver(tmp_path, where):
-    script = tmp_path/"driver.py"
-    script.write_text(DRIVER.format(tests=os.path.dirname(__file__)))
-    return subprocess.Popen([sys.executable, str(script), str(where)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def slow_sweep(where):
+    "Slowed down, so that what happens lands in the middle of it."
+    problem = mlp_problem(model=Slow)
+    return run_sweep(problem, small_plan(problem, (2e7, 4e7), (8, 12, 16, 24)), Recipe(batch_size=32), storage=where, resources=TWO, view=False, checkpoint_s=.5)
 
 
 def _finished(where): return {p.parent.name: p.read_bytes() for p in where.glob("*/result.json")} if where.exists() else {}
 
 
-def _wait_for(where, n, process, timeout=180):
+def _wait_for(where, n, timeout=180):
     deadline = time.monotonic() + timeout
     while len(_finished(where)) < n:
-        assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "the sweep did not get on"
         time.sleep(.05)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    where = tmp_path_factory.mktemp("alone")
+    slow_sweep(where)
+    return where
+
+
+def ends_as_alone(where, alone, before):
+    "As one left alone; what had finished was not touched."
+    fa, fb, after = runs_frame(alone), runs_frame(where), _finished(where)
+    assert fa[SAME].equals(fb[SAME]) and (fa.state == "SUCCEEDED").all() and len(fa) == 8
+    assert all(after[k] == v for k, v in before.items()) and all(fb.set_index("run_id").attempt[k] == 1 for k in before)
+    return all(curve(alone, k) == curve(where, k) for k in fa.run_id)
+
+
 @pytest.mark.ray
-def test_killed_half_way_and_started_again_ends_as_one_left_alone(tmp_path):
-    alone, cut = tmp_path/"alone", tmp_path/"cut"
-    p = _driver(tmp_path, alone); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    p = _driver(tmp_path, cut)
-    _wait_for(cut, 3, p)
-    os.killpg(p.pid, signal.SIGKILL); p.wait()
+def test_a_driver_is_killed_and_the_same_line_goes_on(tmp_path, alone):
+    cut, script = tmp_path/"cut", tmp_path/"driver.py"
+    script.write_text(f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom test_scheduling import slow_sweep\nif __name__ == '__main__': slow_sweep({str(cut)!r})")
+    p = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try: _wait_for(cut, 3)
+    finally: os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
     time.sleep(4)                                                     # Ray's workers notice that their driver is gone
     before = _finished(cut)
     assert 3 <= len(before) < 8
-    p = _driver(tmp_path, cut); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    a, b = (open_storage(d) for d in (alone, cut))
-    from scaling_nb.records import runs_frame
-    fa, fb = runs_frame(a), runs_frame(b)
-    assert fa[SAME].equals(fb[SAME]) and (fa.state == "SUCCEEDED").all() and len(fa) == 8
-    after = _finished(cut)
-    assert all(after[k] == v for k, v in before.items())              # finished runs were not touched
-    assert all(fb.set_index("run_id").attempt[k] == 1 for k in before)
-    steps = lambda s, k: [(m["step"], m["tokens"]) for m in s.metrics(k)]
-    assert all(steps(a, k)[-1] == steps(b, k)[-1] for k in fa.run_id)
+    slow_sweep(cut)
+    assert ends_as_alone(cut, alone, before)
 
 
 @pytest.mark.ray
-def test_ctrl_c_pauses_and_the_same_line_resumes(tmp_path):
+def test_ctrl_c_pauses_and_the_same_line_resumes(tmp_path, alone, capsys):
     where = tmp_path/"runs"
-    p = _driver(tmp_path, where)
-    _wait_for(where, 2, p)
-    p.send_signal(signal.SIGINT)
-    out, _ = p.communicate(timeout=120)
-    assert p.returncode != 0 and "The same line resumes" in out and "KeyboardInterrupt" in out
+    def press():
+        _wait_for(where, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt): slow_sweep(where)
+    assert "The same line resumes" in capsys.readouterr().out
     stopped = [json.loads(f.read_text()) for f in where.glob("*/attempt.json") if not (f.parent/"result.json").exists()]
     assert stopped and all("stopped" in s for s in stopped) and not (where/"sweep.json").exists()
     before = _finished(where)
-    p = _driver(tmp_path, where); out, _ = p.communicate(timeout=300)
-    assert p.returncode == 0 and f"{len(before)} of 8 runs are finished" in out, out
-    after = _finished(where)
-    assert len(after) == 8 and all(after[k] == v for k, v in before.items())
+    slow_sweep(where)
+    assert f"{len(before)} of 8 runs are finished" in capsys.readouterr().out and ends_as_alone(where, alone, before)
 
 
 @pytest.mark.ray
 def test_what_cannot_reach_a_worker_is_said_once(tmp_path):
-    import threading
     class Locked(MLP):
         lock = threading.Lock()
     problem = mlp_problem(model=Locked)
