@@ -21,7 +21,7 @@ test: $(READY)
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|guides)'
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long"
 
 # Before a release: more faults, clusters and commands, one after the other
 test-long: $(READY)

@@ -358,7 +358,7 @@ class Controller:
             self.rested.set()
             with contextlib.suppress(Exception): self.on_end()
 
-# %% ../nbs/05_scheduling.ipynb #b3b25616
+# %% ../nbs/05_scheduling.ipynb #f9a8cdaf
 async def _main(self):
     "Listen, decide, act, until there is nothing left to do."
     self.loop, self.wake, idle_since = asyncio.get_running_loop(), asyncio.Event(), None
@@ -368,7 +368,7 @@ async def _main(self):
             await self._listen()
             for action in self.scheduler.decide(time.monotonic()): self._act(action)
             s = self.scheduler
-            self.peak = max(self.peak, s.busy)
+            self.peak = max(self.peak, len(s.slots))
             self._tell()
             done = (s.over or s.aborted) and not s.busy and not self.writes
             halted = done or s.paused and not s.busy

