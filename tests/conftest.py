@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])   # commands of this Python, such as `ray`, whether or not its environment is activated
 
 
 def pytest_configure(config):
