@@ -158,7 +158,6 @@ class TestOnTwoNodes:
             except ValueError as e: print(e)
             """, cluster, project)
         assert f"SUCCEEDED {project}/there/main" in later and "6 of 6 runs done" in later and "knows no raysubmit_nobody" in later
-        assert re.search(r"6 runs in .* with [12] at a time", later), [x for x in later.splitlines() if "runs" in x]
         assert "/.venv/" not in later and "Traceback" not in later
 
     @pytest.mark.long
