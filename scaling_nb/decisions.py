@@ -221,7 +221,7 @@ class Scheduler:
         self.machines, self.speeds = {}, Speeds()
         self.paused, self.aborted = False, ""
         self._counts, self._tickets, self._slots, self._bad, self._cancel, self._out, self._best = Counter(), ticket, 0, 0, set(), [], {}
-        self._stale, self._places, self._here, self._hungry = False, {}, {}, set()
+        self._stale, self._here, self._hungry = False, {}, set()
 
 # %% ../nbs/04c_decisions.ipynb #e0f00e1d
 def _add(self,
@@ -313,9 +313,13 @@ def _opened(self,
     "A worker is up."
     if (s := self.slots.get(slot)) is None or s.phase != "opening": return
     if node in self.machines and len(s.places) == 1 and s.places[0][0] != node:
-        self._occupy(s.places, 1)
-        s.places = [(node, *s.places[0][1:])]
-        self._occupy(s.places, -1)
+        there = [(node, *s.places[0][1:])]
+        other = next((o for o in self.slots.values() if o.phase == "opening" and o.places == there), None)
+        if other: s.places, other.places = other.places, s.places            # Ray has put them the other way round: no room has come free
+        else:
+            self._occupy(s.places, 1)
+            s.places = there
+            self._occupy(s.places, -1)
     self.opening[s.need] -= 1
     self._bad = 0
     self._idle(slot, s, now)
@@ -503,9 +507,7 @@ Scheduler.decide, Scheduler._of, Scheduler._sort, Scheduler._watch = _decide, _o
 # %% ../nbs/04c_decisions.ipynb #d8aa73dc
 def _fit(self, need: Need, machines=None) -> list | None:
     "Places for a worker of this need, (node, CPUs, GPUs) for each of its processes; None where there is no room."
-    if need not in self._places: self._places[need] = need.cpus, need.gpu_units
-    cpus, gpus = self._places[need]
-    out, taken = [], Counter()
+    cpus, gpus, out, taken = need.cpus, need.gpu_units, [], Counter()
     for _ in range(need.workers):
         for name, m in (machines or self.machines).items():
             n = taken[name]

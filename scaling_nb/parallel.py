@@ -15,7 +15,7 @@ import traceback
 import torch
 
 from .contracts import first_batch, to_device
-from .records import Storage, StorageError, begin_attempt
+from .records import Storage, StorageError, begin_attempt, give_up
 from .training import Trainer, _attempt, _kept_rng
 
 # %% ../nbs/04a_parallel.ipynb #3e82ba5b
@@ -44,7 +44,7 @@ def _worker(job: dict):
     sys.path += [p for p in job["path"] if p not in sys.path]
     try: problem, spec, recipe, a, leave, options = cloudpickle.loads(job["run"])   # made by the driver of this very run
     except Exception as e:
-        storage.write_json(key, "failure.json", dict(reason=f"the problem could not be brought to a worker: {type(e).__name__}: {e}", traceback=traceback.format_exc()[-8000:], tokens=0))
+        give_up(storage, key, f"the problem could not be brought to a worker: {type(e).__name__}: {e}", traceback=traceback.format_exc()[-8000:])
         raise
     device = str(ray.train.torch.get_device()) if job["gpus"] else "cpu"
     _attempt(problem, spec, recipe, storage, key, a, leave, rank=context.get_world_rank(), world=context.get_world_size(), wrap=_together, **{**options, "device": device})
@@ -93,7 +93,7 @@ def attempt_on_workers(
         if "StorageError" in why: raise StorageError(why)
         now = storage.read_json(key, "attempt.json") or {}
         if storage.exists(key, "failure.json") or storage.exists(key, "result.json") or now.get("stopped") or now.get("token") != a["token"]: return  # or begun anew at half the rate
-    storage.write_json(key, "failure.json", dict(reason=f"its workers died {MAX_STARTS} times: {why}", tokens=0))
+    give_up(storage, key, f"its workers died {MAX_STARTS} times: {why}")
 
 def _fit(job, workers, cpus, gpus) -> str:
     "Start the group and wait for it; returns what ended it, if anything did."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS_S', 'FENCE_S', 'QUIET_S', 'RENEW_S', 'WATCH_S', 'Storage', 'open_storage', 'StorageError', 'MetricsLog',
-           'parse_metrics', 'begin_attempt', 'Superseded', 'RunWriter', 'run_id', 'recipe_id', 'group_id',
+           'parse_metrics', 'begin_attempt', 'give_up', 'Superseded', 'RunWriter', 'run_id', 'recipe_id', 'group_id',
            'StorageMismatch', 'bind_storage', 'RunState', 'RunRecord', 'write_index', 'run_state', 'read_record',
            'runs_frame', 'attempts_frame', 'StorageBusy', 'lease_is_dead', 'read_lease', 'Lease', 'take_lease',
            'read_runs']
@@ -306,6 +306,17 @@ def begin_attempt(
     storage.write_json(run_id, "attempt.json", a)
     storage.remove(run_id, "failure.json")
     return a
+
+# %% ../nbs/03_records.ipynb #ddb2db89
+def give_up(
+    storage: Storage,
+    run_id: str,
+    reason: str,
+    **more,         # What else is known, such as the traceback
+):
+    "End a run as FAILED from outside of its attempt; the failure is that of the latest. Raises StorageError."
+    latest = (storage.read_json(run_id, "attempt.json") or {}).get("attempt", 0)
+    storage.write_json(run_id, "failure.json", dict(reason=reason, tokens=0, attempt=latest, **more))
 
 # %% ../nbs/03_records.ipynb #bc1a295c
 FENCE_S = 2   # seconds between two looks at whether a run has a later attempt, while only metrics are written

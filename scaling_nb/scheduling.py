@@ -33,7 +33,7 @@ from .cluster import NAMESPACE, cluster_nodes, start_head, start_ray
 from .contracts import Problem, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
-from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
+from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, give_up, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
 from .sweep import RunSpec, SweepPlan, format_seconds, share_trunks
 
 # %% ../nbs/05_scheduling.ipynb #5b56f2d7
@@ -135,8 +135,8 @@ class Runner:
         except (Superseded, NoRoom) as e: out |= dict(end=End.STORAGE, why=str(e))       # somebody else trains it, or there is no room for all its workers: no haste
         except ray.exceptions.RayError as e: out |= dict(end=End.LOST, why=_death(e)[0])
         except Exception as e:                     # not the run's own end: that would be on disk by now
-            why = dict(reason=f"{type(e).__name__}: {e}".split("\n")[0][:500], traceback=traceback.format_exc()[-8000:], tokens=0)
-            try: storage.write_json(key, "failure.json", why | dict(attempt=(storage.read_json(key, "attempt.json") or {}).get("attempt", 0)))
+            why = dict(reason=f"{type(e).__name__}: {e}".split("\n")[0][:500], traceback=traceback.format_exc()[-8000:])
+            try: give_up(storage, key, **why)
             except StorageError as s: out |= dict(end=End.STORAGE, why=str(s))
         finally:
             if line: line.close()
@@ -517,8 +517,7 @@ def _remember(self, size, memory):
 
 def _fail_on_disk(storage, key, why):
     "A run is given up, unless it has come to an end of its own."
-    if storage.exists(key, "result.json") or storage.exists(key, "failure.json"): return
-    storage.write_json(key, "failure.json", dict(reason=why, tokens=0, attempt=(storage.read_json(key, "attempt.json") or {}).get("attempt", 0)))
+    if not storage.exists(key, "result.json") and not storage.exists(key, "failure.json"): give_up(storage, key, why)
 
 async def _mark_stopped(self, key):
     "A run whose worker was ended while it stopped could not say so itself."
@@ -560,32 +559,29 @@ def _ask(self, f, *args):
 
 def _pause(self):
     "Ask every run for a checkpoint, and start none."
-    self.rested.clear()
-    self._ask(self.scheduler.pause)
+    self._ask(lambda: (self.scheduler.pause(), self.rested.clear()))
     if self.job.detached: self._keep()
 
 def _resume(self):
-    self.rested.clear()
-    self._ask(self.scheduler.resume)
+    self._ask(lambda: (self.scheduler.resume(), self.rested.clear()))
     if self.job.detached: self._keep()
 
 def _cancel(self, key): self._ask(self.scheduler.cancel, key)
 
-def _failed(storage: Storage, ids) -> dict:
+def _failed(f: pd.DataFrame) -> dict:
     "Attempts so far of the runs that failed."
-    f = runs_frame(storage, list(ids))
     return dict(zip(f.run_id[f.state == "FAILED"], f.attempt[f.state == "FAILED"]))
 
 def _more(job: _Job, plan: SweepPlan, recipe, retry_failed) -> _Job:
     "The job with the runs of another plan, for a loop of its own."
     runs = _describe(pickle.loads(job.problem), plan, recipe, job.storage, job.prints, job.per)
-    return replace(job, session=uuid.uuid4().hex, runs={**job.runs, **runs}, retry=_failed(job.storage, runs) if retry_failed else {})
+    return replace(job, session=uuid.uuid4().hex, runs={**job.runs, **runs}, retry=_failed(runs_frame(job.storage, list(runs))) if retry_failed else {})
 
 def _add(self, plan: SweepPlan, recipe=None, retry_failed: bool = False) -> list:  # Ids of its runs
     "More runs, described and queued."
     problem, job = pickle.loads(self.job.problem), self.job
     runs, nodes = _describe(problem, plan, recipe, job.storage, job.prints, job.per), cluster_nodes()
-    retry = _failed(job.storage, runs) if retry_failed else {}
+    retry = _failed(runs_frame(job.storage, list(runs))) if retry_failed else {}
     tasks, branches = _tasks(replace(job, runs=runs, retry=retry), nodes, self._peaks, self.gpu_memory)
     def go():
         for t in tasks: _check_fit(self.scheduler, t.need, nodes)
@@ -609,9 +605,13 @@ def _status(self) -> dict:
         s, now = self.scheduler, time.monotonic()
         if now - self._eta_at > 5: self._eta, self._eta_at = s.eta(now), now
         return dict(alive=self.alive, ids=list(self.job.runs), paused=s.paused, over=s.over, error=str(self.error or s.aborted or ""), eta=self._eta, opening=sum(s.opening.values()),
-                    resting=self.rested.is_set(), left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
+                    left={k: s.told[k] for k, v in s.state.items() if v is TaskState.LEFT}, running=s.busy, pid=os.getpid())
     try: return self._ask(go)
-    except RuntimeError: return go() | dict(eta=None, resting=True)        # the loop has ended
+    except RuntimeError: return go() | dict(eta=None)        # the loop has ended
+
+def _rests(self, wait_s: float) -> bool:
+    "Is nothing left to do, or nothing allowed? Looks for so long."
+    return self.rested.wait(wait_s)
 
 def _close(self, timeout: float = 60):
     "End the loop once nothing trains: after a pause, or at the end."
@@ -619,7 +619,7 @@ def _close(self, timeout: float = 60):
     with contextlib.suppress(RuntimeError): self.loop.call_soon_threadsafe(self.wake.set)
     self._thread.join(timeout)
 
-Controller._ask, Controller._keep, Controller.status, Controller.close = _ask, _keep, _status, _close
+Controller._ask, Controller._keep, Controller.status, Controller.rests, Controller.close = _ask, _keep, _status, _rests, _close
 Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
 Controller.alive = property(lambda self: self._thread.is_alive())
 
@@ -668,8 +668,6 @@ class DetachedController:
         if self.controller is None: raise self.failed
         return getattr(self.controller, name)(*args)
 
-    def pid(self) -> int: return os.getpid()
-
 class _Remote:
     "A detached controller, as this process sees it."
     def __init__(self, actor): self.actor = actor
@@ -692,6 +690,7 @@ class _Remote:
         except (ray.exceptions.RayError, TimeoutError): return False
 
     def status(self, patience=90): return self._call("status", patience=patience)
+    def rests(self, wait_s): return self._call("rests", wait_s)
     def pause(self): self._call("pause")
     def resume(self): self._call("resume")
     def cancel(self, key): self._call("cancel", key)
@@ -790,11 +789,8 @@ def _wait(self,
 ):
     "Wait until every run has ended, and return the sweep. Ctrl-C ends the waiting, not the sweep. Raises TimeoutError; RuntimeError when nothing more can be done, with the reason."
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while self.alive:
-        s = self.control.status()
-        if s["error"] or s["resting"] and (s["over"] or s["paused"]): break
+    while self.alive and not self.control.rests(.25):
         if time.monotonic() > deadline: raise TimeoutError(f"The sweep in {self.storage.url} was still training after {timeout:g} s; it goes on.")
-        time.sleep(.25)
     if self.control is not None: _tell_end(self)
     return self
 
@@ -812,7 +808,7 @@ def _close(self):
     "Pause what still trains, and let the workers go. The same line goes on later."
     if self.alive:
         if not self.control.status()["over"]: self.control.pause()
-        while self.control.alive and not self.control.status()["resting"]: time.sleep(.1)
+        while self.control.alive and not self.control.rests(.25): pass
         self.control.close()
     if self.view: self.view.close()
 
@@ -912,8 +908,9 @@ def run_sweep(
         return _watched(found, view, wait and not detached)
     runs = _describe(problem, plan, recipe, storage, prints, per, mock)
     sweep = Sweep(storage, tuple(runs))
-    retry = _failed(storage, runs) if retry_failed else {}
-    left = _left_to_do(sweep.frame, retry)
+    f = sweep.frame
+    retry = _failed(f) if retry_failed else {}
+    left = _left_to_do(f, retry)
     if not left:
         print(f"All {len(runs)} runs are finished in {storage.url}; nothing was trained.")
         return sweep
@@ -985,7 +982,7 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
     try:
         live.show()
         with _ctrl_c() as asked:
-            while not sweep.control.rested.wait(.1) if isinstance(sweep.control, Controller) else not _at_rest(sweep.control):
+            while not sweep.control.rests(.1):
                 if asked: raise KeyboardInterrupt
     except KeyboardInterrupt:
         if isinstance(sweep.control, Controller):
@@ -1000,11 +997,6 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
     n, at = (sum(v is not TaskState.LEFT for v in c.scheduler.state.values()), f" with {c.peak} at a time") if isinstance(c := sweep.control, Controller) else (len(sweep.ids), "")
     print(f"{n} runs in {format_seconds(time.monotonic() - start)}{at}." if n else "All runs were finished meanwhile; nothing was trained.")
     return sweep
-
-def _at_rest(control) -> bool:
-    time.sleep(.5)
-    s = control.status()
-    return bool(s["error"]) or s["resting"] and (s["over"] or s["paused"])
 
 # %% ../nbs/05_scheduling.ipynb #ff52be5d
 def attach(

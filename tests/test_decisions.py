@@ -365,6 +365,17 @@ def test_nodes_accelerators_and_fractions():
     assert len(w.busy) == 2                                            # half a core of each is no core
 
 
+def test_workers_that_ray_puts_the_other_way_round_make_no_room():
+    s = Scheduler()
+    s.nodes([node("a", 1), node("b", 1)])
+    s.add([Task(str(i), 1.) for i in range(6)])
+    first, second = s.decide(0)
+    s.opened(first.slot, 1, "b")
+    assert not any(isinstance(a, Open) for a in s.decide(1))
+    s.opened(second.slot, 2, "a")
+    assert not any(isinstance(a, Open) for a in s.decide(2)) and len(s.slots) == 2
+
+
 def test_growing_asks_for_more_than_there_is():
     s, w = ready([Task(str(i), 1.) for i in range(9)], slots=5, grow=True)
     assert len(w.busy) == 5

@@ -158,6 +158,7 @@ class TestOnTwoNodes:
             except ValueError as e: print(e)
             """, cluster, project)
         assert f"SUCCEEDED {project}/there/main" in later and "6 of 6 runs done" in later and "knows no raysubmit_nobody" in later
+        assert "with 2 at a time" in later   # of a core each: both nodes took part
         assert "/.venv/" not in later and "Traceback" not in later
 
     @pytest.mark.long

@@ -226,7 +226,7 @@ def test_empty_plan(tmp_path):
 def slow_sweep(where):
     "Slowed down, so that what happens lands in the middle of it."
     problem = mlp_problem(model=Slow)
-    return run_sweep(problem, small_plan(problem, (2e7, 4e7), (8, 12, 16, 24)), Recipe(batch_size=32), storage=where, resources=TWO, view=False, checkpoint_s=.5)
+    return run_sweep(problem, small_plan(problem, (4e7, 8e7), (8, 12, 16, 24)), Recipe(batch_size=32), storage=where, resources=TWO, view=False, checkpoint_s=.5)
 
 
 def _finished(where): return {p.parent.name: p.read_bytes() for p in where.glob("*/result.json")} if where.exists() else {}
