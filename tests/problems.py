@@ -74,6 +74,14 @@ def lm_problem(windows=4000, T=16, **kw):
     return Problem(**{**dict(model=TinyLM, size_param="width", data=(steps[:, :-1].contiguous(), steps[:, 1:].contiguous()), loss_fn=lm_loss), **kw})
 
 
+def until(test, timeout=120):
+    "Wait for something that must come."
+    deadline = time.monotonic() + timeout
+    while not test():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(.05)
+
+
 class Killed(BaseException):
     "Ends a run as a power cut would: nothing of ours catches it."
 

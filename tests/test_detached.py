@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from problems import Slow, curve, mlp_problem
+from problems import Slow, curve, mlp_problem, until
 
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import attempts_frame, open_storage, read_lease, runs_frame
@@ -76,13 +76,6 @@ def head_family():
 
 
 def finished(where): return {p.parent.name: p.read_bytes() for p in where.glob("*/result.json")}
-
-
-def until(test, timeout=120):
-    deadline = time.monotonic() + timeout
-    while not test():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(.05)
 
 
 def test_the_driver_is_killed_and_nothing_stops(tmp_path, undisturbed):

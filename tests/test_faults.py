@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from problems import MLP, mlp_problem
+from problems import MLP, Slow, mlp_problem, until
 
 from scaling_nb.decisions import Limits
 from scaling_nb.recipes import Recipe
@@ -67,13 +67,6 @@ def ours(name):
         with contextlib.suppress(psutil.Error):
             if "".join(p.cmdline()).startswith(name): out.append(p)
     return out
-
-
-def until(test, timeout=120):
-    deadline = time.monotonic() + timeout
-    while not test():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(.05)
 
 
 def happened(tmp_path): return len(list(tmp_path.glob("fault*")))
@@ -299,10 +292,6 @@ def test_pause_and_resume(tmp_path, undisturbed):
 
 
 def test_cancel_and_add(tmp_path, undisturbed):
-    class Slow(MLP):
-        def forward(self, x):
-            if self.training: time.sleep(.002)
-            return super().forward(x)
     problem = mlp_problem(model=Slow)
     s = run_sweep(problem, plan_sweep(problem, (8e7,), sizes=(8, 16), speed=None), RECIPE, storage=tmp_path/"runs", resources=Resources(slots=1), view=False, wait=False)
     s.add(plan_sweep(problem, (8e7,), sizes=(8, 32), speed=None), RECIPE)    # 8 is known

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 from flaky import FlakyStorage
-from problems import MLP, curve, mlp_problem
+from problems import MLP, curve, mlp_problem, until
 
 from scaling_nb.cluster import _own_token, _ray, start_ray
 from scaling_nb.decisions import Limits
@@ -77,13 +77,6 @@ def alike(where, undisturbed):
     a, b = runs_frame(where), runs_frame(undisturbed)
     assert a[TOLD].equals(b[TOLD]) and (a.state == "SUCCEEDED").all(), a[TOLD].compare(b[TOLD]).to_string()
     return all(curve(where, k) == curve(undisturbed, k) for k in a.run_id)
-
-
-def until(test, timeout=120):
-    deadline = time.monotonic() + timeout
-    while not test():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(.05)
 
 
 def slots(s): return s.control.status()["running"]

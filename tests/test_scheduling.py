@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from problems import MLP, Bomb, Slow, curve, mlp_problem, xy
+from problems import MLP, Bomb, Slow, curve, mlp_problem, until, xy
 
 from scaling_nb.cluster import start_ray
 from scaling_nb.contracts import fingerprint
@@ -177,9 +177,8 @@ class TestOnRay:
         assert len(s.ids) == 9 and (s.frame.state == "SUCCEEDED").all()
         low, mid, high = s.control.scheduler.eta(time.monotonic())
         assert low == mid == high == 0 and (s.frame.state == "SUCCEEDED").all() and "training" not in repr(s)
-        until = time.monotonic() + 30
-        while s.alive and time.monotonic() < until: time.sleep(.1)
-        assert not s.alive and not (tmp_path/"sweep.json").exists()
+        until(lambda: not s.alive, 30)
+        assert not (tmp_path/"sweep.json").exists()
         s.add(small_plan(problem, (3e7,)), RECIPE)                                  # another round
         assert len(s.ids) == 12
         s.wait(60)
@@ -198,8 +197,7 @@ class TestOnRay:
         import ray
         problem = mlp_problem(model=Slow)
         s = run_sweep(problem, small_plan(problem), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
-        until = time.monotonic() + 60
-        while not s.frame.state.eq("RUNNING").any() and time.monotonic() < until: time.sleep(.05)
+        until(lambda: s.frame.state.eq("RUNNING").any())
         ray.shutdown()
         with pytest.raises(RuntimeError, match="Ray was shut down while the sweep"): s.wait(60)
         assert not ray.is_initialized()                                     # nor started again behind the user's back
@@ -232,13 +230,6 @@ def slow_sweep(where):
 def _finished(where): return {p.parent.name: p.read_bytes() for p in where.glob("*/result.json")} if where.exists() else {}
 
 
-def _wait_for(where, n, timeout=180):
-    deadline = time.monotonic() + timeout
-    while len(_finished(where)) < n:
-        assert time.monotonic() < deadline, "the sweep did not get on"
-        time.sleep(.05)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     where = tmp_path_factory.mktemp("alone")
@@ -259,7 +250,7 @@ def test_a_driver_is_killed_and_the_same_line_goes_on(tmp_path, alone):
     cut, script = tmp_path/"cut", tmp_path/"driver.py"
     script.write_text(f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom test_scheduling import slow_sweep\nif __name__ == '__main__': slow_sweep({str(cut)!r})")
     p = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try: _wait_for(cut, 3)
+    try: until(lambda: len(_finished(cut)) >= 3)
     finally: os.killpg(p.pid, signal.SIGKILL)
     p.wait()
     time.sleep(4)                                                     # Ray's workers notice that their driver is gone
@@ -273,7 +264,7 @@ def test_a_driver_is_killed_and_the_same_line_goes_on(tmp_path, alone):
 def test_ctrl_c_pauses_and_the_same_line_resumes(tmp_path, alone, capsys):
     where = tmp_path/"runs"
     def press():
-        _wait_for(where, 2)
+        until(lambda: len(_finished(where)) >= 2)
         os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt): slow_sweep(where)
