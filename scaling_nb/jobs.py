@@ -31,7 +31,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -318,7 +318,7 @@ Job._now, Job.__repr__, Job._repr_html_ = _now, _repr, _html
 # %% ../nbs/12_jobs.ipynb #c6ab9e24
 def _check_storage(storage: Storage):
     "Raise for a storage that nobody else sees; warn of one that others may not see."
-    if "memory" in storage.fs.protocol:
+    if storage.in_memory:
         raise ValueError(f"{storage.url} lives in the memory of this process, which no node sees. Give the URL of an object store, or a path on a file system that every node mounts.")
     if storage.local:
         warnings.warn(f"{storage.root} is a local path: every node of the cluster must see the same folder under the same path, as on NFS. "
@@ -339,7 +339,7 @@ def submit_study(
     *,
     storage,                   # fsspec URL, or a path that every node sees
     address: str | None = None,  # URL of the job server; RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, when None
-    resources=None,            # `Resources` of the cluster: what a run may use, and how many run at a time
+    resources=None,            # As in `run_sweep`; the cluster is the job's own, so without an `address`
     retry_failed: bool = False,  # Try runs again that failed before
     trunks: bool = True,       # Train the beginning once that runs have in common
     checkpoint_s: float = 30,  # Seconds between the checkpoints of a run
@@ -352,15 +352,13 @@ def submit_study(
 
     Classes of the notebook are sent by value, modules of your own as files. Submitted again, the same line goes on where it stopped.
     Raises ConnectionError when no server answers or the token is wrong, ValueError when versions differ, the storage is this process's own, or the package is too large."""
-    from scaling_nb.scheduling import Resources
     storage, address = open_storage(storage), job_server(address)
     client = _client(address)
     _check_cluster(client, address, insecure)
     _check_storage(storage)
     where = storage.root if storage.local else storage.url
     with tempfile.TemporaryDirectory(prefix="scaling_nb-") as folder:
-        sha256 = pack_study(folder, problem, plan, recipe, modules, resources=replace(resources or Resources(), address="auto"),
-                            retry_failed=retry_failed, trunks=trunks, checkpoint_s=checkpoint_s)
+        sha256 = pack_study(folder, problem, plan, recipe, modules, resources=resources, retry_failed=retry_failed, trunks=trunks, checkpoint_s=checkpoint_s)
         env = dict(working_dir=folder, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **(env_vars or {})}, **(dict(pip=list(requirements)) if requirements else {}))
         with _quiet(): job_id = client.submit_job(entrypoint=f"python -m scaling_nb.jobs {shlex.quote(where)} --sha256 {sha256}", runtime_env=env, metadata=dict(storage=where, problem=problem.name))
     return Job(job_id, address, where)

@@ -61,7 +61,7 @@ def check_workers(
 ) -> float:  # GPUs of each worker
     "Start Ray on this machine where it does not run yet, and see that all workers of a run fit at a time. Raises ValueError: Ray itself would wait for ever."
     import ray
-    if "memory" in storage.fs.protocol:
+    if storage.in_memory:
         raise ValueError("A run on several workers needs a `storage` that they all can write to, but this one lives in the memory of one process. Give a directory or a URL.")
     if not ray.is_initialized():
         from scaling_nb.cluster import start_ray

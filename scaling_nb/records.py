@@ -47,7 +47,7 @@ class Storage:
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else [self.fs.protocol]
-        self.local, self.finished, self.indexed = "file" in protocol, {}, False
+        self.local, self.in_memory, self.finished, self.indexed = "file" in protocol, "memory" in protocol, {}, False   # in memory: no other process sees it
         self.whole = dict(max_concurrency=1) if "s3" in protocol else {}   # one request a file: ranges, as s3fs reads large ones, may be of two versions
 
     def __repr__(self): return f"Storage({self.url!r})"

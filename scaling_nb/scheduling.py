@@ -918,7 +918,7 @@ def run_sweep(
     if mock:
         for k in left: train_run(problem, runs[k][0], runs[k][1], storage=storage, mock=mock, prints=prints)
         return sweep
-    if "memory" in storage.fs.protocol: raise ValueError(f"{storage.url} lives in the memory of one process, and workers are processes of their own. Give a directory or the URL of an object store.")
+    if storage.in_memory: raise ValueError(f"{storage.url} lives in the memory of one process, and workers are processes of their own. Give a directory or the URL of an object store.")
     job = _Job(_pickled(problem), storage, uuid.uuid4().hex, prints, per, runs, resources or Resources(), limits or Limits(), checkpoint_s, trunks, tuple(os.path.abspath(p) for p in sys.path), retry)
     sweep.control = _begin(job, detached)
     return _watched(sweep, view, wait and not detached)
