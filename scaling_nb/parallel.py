@@ -8,8 +8,10 @@ __all__ = ['MAX_STARTS', 'NoRoom', 'check_workers', 'attempt_on_workers']
 # %% ../nbs/04a_parallel.ipynb #d2b2f8be
 import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 
 import torch
@@ -48,6 +50,19 @@ def _worker(job: dict):
         raise
     device = str(ray.train.torch.get_device()) if job["gpus"] else "cpu"
     _attempt(problem, spec, recipe, storage, key, a, leave, rank=context.get_world_rank(), world=context.get_world_size(), wrap=_together, **{**options, "device": device})
+
+# %% ../nbs/04a_parallel.ipynb #c7d1a0b3
+@contextlib.contextmanager
+def _own_ctrl_c():
+    "Ctrl-C interrupts, during a run of several processes and after it."
+    import ray
+    if threading.current_thread() is not threading.main_thread() or ray.get_runtime_context().get_actor_id():   # Train leaves these alone; a Ray worker ends by SystemExit
+        yield
+        return
+    old = signal.getsignal(signal.SIGINT)
+    try: yield
+    except SystemExit: raise KeyboardInterrupt from None      # Train's handler, after it stopped the group
+    finally: signal.signal(signal.SIGINT, signal.default_int_handler if old is None else old)
 
 # %% ../nbs/04a_parallel.ipynb #5910d6d0
 MAX_STARTS = 3   # of a group that lost a process
@@ -100,7 +115,7 @@ def _fit(job, workers, cpus, gpus) -> str:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     each = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    with tempfile.TemporaryDirectory(prefix="scaling_nb-") as folder:      # Train's own records; ours are in the storage
+    with tempfile.TemporaryDirectory(prefix="scaling_nb-") as folder, _own_ctrl_c():      # the folder: Train's own records; ours are in the storage
         trainer = TorchTrainer(_worker, train_loop_config=job, scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=each),
                                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)))
         try:

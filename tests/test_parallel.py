@@ -2,10 +2,11 @@
 import os
 import signal
 import sys
+import threading
 
 import pytest
 import torch
-from problems import MLP, mlp_problem, xy
+from problems import MLP, Slow, mlp_problem, until, xy
 from torch.utils.data import DataLoader, TensorDataset
 
 from scaling_nb.recipes import Recipe
@@ -83,6 +84,19 @@ def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
     go.unlink()
     r = train_run(problem, spec(), recipe, storage=tmp_path/"runs", workers=1)
     assert r.state == "SUCCEEDED" and r.loss == pytest.approx(train_run(problem, spec(), recipe).loss, abs=1e-5)
+
+
+def test_ctrl_c_interrupts_and_is_the_callers_again(tmp_path):
+    "Train has a handler of its own, and leaves it behind."
+    def later():
+        until(lambda: any(tmp_path.rglob("metrics.jsonl")), "the first metrics", 60)
+        os.kill(os.getpid(), signal.SIGINT)
+    before, problem, recipe = signal.getsignal(signal.SIGINT), mlp_problem(model=Slow), Recipe(batch_size=50)
+    threading.Thread(target=later, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt): train_run(problem, spec(), recipe, storage=tmp_path, workers=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    r = train_run(problem, spec(), recipe, storage=tmp_path, workers=2)
+    assert signal.getsignal(signal.SIGINT) is before and r.state == "SUCCEEDED" and r.attempt == 2
 
 
 def test_a_run_that_diverges_is_tried_again_by_all(tmp_path):
