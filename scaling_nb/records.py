@@ -478,6 +478,7 @@ class RunRecord:
     recipe: str             # Short hash of the recipe
     group: str              # Runs that share their noise, being branches of one trunk, share this
     bits_per_byte: float    # The loss over ln 2 and the bytes of a token; NaN where those are not known
+    role: str               # What it is for: "grid", "repeat", "edge", "adaptive", "hold-out"
 
 # %% ../nbs/03_records.ipynb #59bf4c27
 QUIET_S = 120   # a started run that wrote nothing for so long counts as stopped
@@ -545,7 +546,7 @@ def _record(run_id, k: _Known) -> RunRecord | None:
     return RunRecord(
         run_id, float(spec["budget"]), spec["size"], spec["N"], D, spec["flops_per_token"]*D, number("loss") if state is RunState.SUCCEEDED else math.nan, number("loss_std"),
         state.value, spec["seed"], number("wall_s"), number("flops_measured"), (k.attempt or {}).get("attempt", 0), end.get("reason", "") or "", bool(spec.get("mock")), spec.get("recipe_id", ""),
-        spec.get("group", run_id), number("bits_per_byte"))
+        spec.get("group", run_id), number("bits_per_byte"), spec.get("role", "grid"))
 
 def read_record(
     storage: Storage,

@@ -31,6 +31,7 @@ class RunSpec:
     flops_per_token: float  # What one training token is counted as, FLOPs
     seed: int = 0           # Of the weights and of the order of the data
     measured_flops_per_token: float | None = None  # As measured, where the budget is counted otherwise (6ND)
+    role: str = "grid"      # What it is for: "grid", "repeat", "edge", "adaptive" or "hold-out", which the fit must not see
 
     def __post_init__(self):
         for k in ("N", "D", "flops_per_token"):
@@ -337,7 +338,7 @@ def _replicate(cells, budgets, n, tokens_per_param):
     out = []
     for b in sorted({budgets[0], budgets[-1]}):
         row = sorted((s for s in cells if s.budget == b), key=lambda s: abs(math.log(s.D/s.N/tokens_per_param)))[:2]
-        out += [RunSpec(s.budget, s.size, s.N, s.D, s.flops_per_token, s.seed + i, s.measured_flops_per_token) for s in row for i in range(1, n+1)]
+        out += [replace(s, seed=s.seed + i, role="repeat") for s in row for i in range(1, n+1)]
     return out
 
 def _notes(cells, report):
