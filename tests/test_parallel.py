@@ -89,13 +89,13 @@ def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
 def test_ctrl_c_interrupts_and_is_the_callers_again(tmp_path):
     "Train has a handler of its own, and leaves it behind."
     def later():
-        until(lambda: any(tmp_path.rglob("metrics.jsonl")), "the first metrics", 60)
+        until(lambda: any(tmp_path.rglob("metrics.jsonl")), 60)
         os.kill(os.getpid(), signal.SIGINT)
     before, problem, recipe = signal.getsignal(signal.SIGINT), mlp_problem(model=Slow), Recipe(batch_size=50)
     threading.Thread(target=later, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt): train_run(problem, spec(), recipe, storage=tmp_path, workers=2)
+    with pytest.raises(KeyboardInterrupt): train_run(problem, spec(60_001), recipe, storage=tmp_path, workers=2)
     assert signal.getsignal(signal.SIGINT) is before
-    r = train_run(problem, spec(), recipe, storage=tmp_path, workers=2)
+    r = train_run(problem, spec(60_001), recipe, storage=tmp_path, workers=2)
     assert signal.getsignal(signal.SIGINT) is before and r.state == "SUCCEEDED" and r.attempt == 2
 
 
