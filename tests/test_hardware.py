@@ -31,7 +31,8 @@ def test_the_figures_are_dense_and_say_where_they_are_from():
 def test_names_as_people_write_them(asked, name): assert find_hardware(asked) is HARDWARE[name]
 
 
-@pytest.mark.parametrize("asked, words", [("A100", "'A100 40GB' or 'A100 80GB'"), ("H100", "'H100 SXM' or 'H100 PCIe'"), ("RTX 4099", "Did you mean .*RTX 4090"), ("abacus", "must be one of"), ("", "must be one of")])
+@pytest.mark.parametrize("asked, words", [("A100", "'A100 40GB' or 'A100 80GB'"), ("H100", "'H100 SXM' or 'H100 PCIe'"), ("RTX 4099", "Did you mean .*RTX 4090"),
+                                          ("abacus", "must be one of"), ("", "must be one of")])
 def test_unknown_and_ambiguous_names(asked, words):
     with pytest.raises(ValueError, match=words): find_hardware(asked)
 
@@ -52,7 +53,8 @@ def test_no_price_no_money(make):
 
 
 @pytest.mark.parametrize("make, field", [
-    (lambda: Hardware("x", 0), "peak_flops"), (lambda: Hardware("x", None), "peak_flops"), (lambda: Hardware("x", 1e12, memory=-1), "memory"), (lambda: Hardware("x", 1e12, utilization=1.2), "utilization"),
+    (lambda: Hardware("x", 0), "peak_flops"), (lambda: Hardware("x", None), "peak_flops"), (lambda: Hardware("x", 1e12, memory=-1), "memory"),
+    (lambda: Hardware("x", 1e12, utilization=1.2), "utilization"),
     (lambda: Hardware("x", 1e12, dollars_per_hour=0), "dollars_per_hour"), (lambda: flops_of_hours(-1, "T4"), "hours"), (lambda: flops_of_hours(1, "T4", count=0), "count"),
     (lambda: hours_of_flops(1, "T4", count=1.5), "count"), (lambda: flops_of_dollars(0, "T4", price=1), "dollars")])
 def test_numbers_out_of_range(make, field):
