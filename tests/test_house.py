@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
-RUNNING = {"contracts", "flops", "recipes", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
+RUNNING = {"contracts", "flops", "recipes", "hardware", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
 LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts"}
 ORDER = {  # module -> what it may import of the package
-    "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "sweep": {"contracts", "flops", "recipes"}, "records": {"contracts", "flops", "sweep"},
+    "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "hardware": set(), "sweep": {"contracts", "flops", "recipes", "hardware"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
     "cluster": set(), "decisions": set(), "scheduling": {"contracts", "cluster", "decisions", "recipes", "sweep", "records"},
     "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
