@@ -23,6 +23,7 @@ _NAMES = {
     "intervals": "bootstrap_fit fit_intervals",
     "allocation": "Allocation compute_optimal regret regret_band",
     "doubts": "agreement exclusion_path influence leave_future_out window_path",
+    "design": "candidate_points edge_points next_points predict_width simulate",
     "charts": "plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
     "study": "Study find_optimal load_study",
