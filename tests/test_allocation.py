@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_fitting import SMALL, TRUTH, sweep
 
-from scaling_nb.allocation import Allocation, choose_method, compute_optimal, optimum_frame, pure_error, regret, regret_band, surface_misfit
+from scaling_nb.allocation import Allocation, choose_method, compute_optimal, optimum_frame
 from scaling_nb.fitting import FitStatus, fit_law
 from scaling_nb.isoflop import fit_isoflop
+from scaling_nb.yardsticks import pure_error, regret, regret_band, surface_misfit
 
 
 def general(N):
