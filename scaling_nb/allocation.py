@@ -105,8 +105,8 @@ class Allocation:
 
     @property
     def confirmed(self) -> float:
-        "The largest budget that a hold-out run confirmed (inside its band and within 1 %), over the largest measured; 1 without one"
-        return max([1.] + [h["factor"] for h in self.held_out if _confirms(h)])
+        "The largest budget that a hold-out run confirmed, over the largest measured; 1 without one"
+        return _confirmed(self.held_out)
 
     @property
     def criteria(self) -> tuple:
@@ -173,8 +173,11 @@ def _worst(*letters) -> str:
 
 # %% ../nbs/08_allocation.ipynb #a1a00006
 def _confirms(h) -> bool:
-    "Did a hold-out run come out as predicted?"
-    return bool(h["inside"]) and abs(h["error"]) <= 1
+    "Did a hold-out run come out as predicted: inside its band and within 1 %, or within .5 % where there is no band?"
+    return h["error"] is not None and abs(h["error"]) <= {True: 1, False: 0, None: .5}[h["inside"]]
+
+def _confirmed(held) -> float:
+    return max([1.] + [h["factor"] for h in held if _confirms(h)])
 
 def _reach_criterion(al):
     far, confirmed = al.extrapolation, al.confirmed
@@ -255,7 +258,7 @@ def _form_criterion(al):
     letter, says = _letter(spread, 1.25, 1.5, 2), f"N* within {spread:.2f}x"
     if losses:
         off = 100 * (losses[1] / losses[0] - 1)
-        letter, says = _worst(letter, _letter(off, .5, 1)), f"{says}, the loss within {off:.2g} %"
+        letter, says = _worst(letter, _letter(off, .5)), f"{says}, the loss within {off:.2g} %"
     return Criterion("form", letter, f"by the forms {' and '.join(al.forms)}: {says}.")
 
 def _agreement_criterion(al):
@@ -545,7 +548,7 @@ def loss_refusal(
 ) -> Refusal | None:
     "Why no loss is given at `C`, if none is"
     top = float(fit.C.max())
-    confirmed = max([top] + [h["C"] for h in held if _confirms(h)])
+    confirmed = top * _confirmed(held)
     last = max((h for h in held if h["error"] is not None), key=lambda h: h["C"], default=None)
     if last and last["inside"] is False and abs(last["error"]) > 1 and C > 1.02 * top:
         came = f"came out at {last['observed']:.4g} where {last['predicted']:.4g} was promised ({last['error']:+.2g} %), outside its band."
@@ -757,7 +760,7 @@ def _statement(asked, C):
     refusal = loss_refusal(fit, C, asked.held) if loss is not None else None
     refusals = (dict(loss=refusal) if refusal else {}) | (dict(N_interval=Refusal("no_interval", found["why"], "Add runs.")) if found["N"] is None and asked.interval is not None else {})
     given = lambda v: None if refusal else v
-    confirmed = max([1.] + [h["factor"] for h in asked.held if _confirms(h)])
+    confirmed = _confirmed(asked.held)
     warnings = (asked.said + _reach_warnings(fit, C, N, D, confirmed) + _fit_warnings(fit, found, asked.bias)
                 + _disagreement(estimates, spread, asked.method, found["N"], losses, given(found["loss"])))
     return Allocation(C=C, N=N, D=D, tokens_per_param=D / N, loss=given(loss), N_interval=found["N"], D_interval=found["D"], loss_interval=given(found["loss"]), level=asked.level,
