@@ -32,11 +32,12 @@ import pandas as pd
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import fdtrc, fdtri
 
-from .allocation import optimum_frame, regret, regret_band
+from .allocation import optimum_frame
 from .doubts import leave_future_out
 from .intervals import exponent_profile
 from .isoflop import budget_groups, fit_isoflop
 from .laws import sci_format, si_format
+from .yardsticks import regret, regret_band
 
 # %% ../nbs/09_charts.ipynb #3958cdef
 def log_ticks(
@@ -768,7 +769,8 @@ def plot_optimum(
     outer = f"pale band, for a law that may be smoothly a little wrong: N* from {si_format(last.N_outer_low)} to {si_format(last.N_outer_high)}" if math.isfinite(last.N_outer_low) else ""
     note = f"line: {called[method]}" + (f"; dotted: {called['surface' if method == 'isoflop' else 'isoflop']}, N* = {si_format(other.N.iloc[-1])} there" if other is not None else "")
     table = frame.iloc[[0, int((~frame.extrapolated).sum()) - 1, -1]]
-    table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format), "loss": table.loss.round(4)})
+    table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format),
+                          "loss": table.loss.map(lambda v: f"{v:.4f}" if math.isfinite(v) else "-")})
     return _finish(alt.hconcat(*panels, spacing=30), f"N* grows as C^{a:.2f}, D* as C^{b:.2f}",
                    f"at {sci_format(last.C)} FLOPs: N* = {si_format(last.N)}{_spread_text(last.N_low, last.N_high, level)}, D* = {si_format(last.D)}", outer, note, table=table, mock=fit.mock)
 
@@ -820,9 +822,10 @@ def plot_loss(
     "Loss against compute: all runs, the lowest loss with its two bands, the floor."
     isoflop = _isoflop_of(fit, isoflop)
     try:
-        frame = loss_frame(fit, C, None if hasattr(fit, "line") else isoflop, level, interval, seed_noise, n_boot, seed).dropna(subset=["loss"])
+        whole = loss_frame(fit, C, None if hasattr(fit, "line") else isoflop, level, interval, seed_noise, n_boot, seed)
     except ValueError as e:
         return _no_answer(fit, str(e))
+    frame = whole.dropna(subset=["loss"])
     if not len(frame):
         return _no_answer(fit, "A loss against compute needs three budgets with a minimum inside their sizes.")
     runs = _runs_of(fit)
@@ -846,7 +849,8 @@ def plot_loss(
     where = f" towards {floor:.3g} nats/token" + ("" if seen else " (floor below the picture)") if math.isfinite(floor) else ""
     fall = f"The lowest loss falls as C^{slope:.3f}{where}" if math.isfinite(slope) else f"The lowest loss falls to {frame.loss.iloc[-1]:.3g} nats/token at {sci_format(frame.C.iloc[-1])} FLOPs"
     bands = "pale band: also if the law is smoothly a little wrong" if frame.loss_outer_low.notna().any() else ""
-    return _finish(alt.layer(*layers), fall, bands, table=table, mock=fit.mock)
+    short = f"withheld beyond {sci_format(frame.C.iloc[-1], 2)} FLOPs, where it would be a guess: `compute_optimal` says why" if frame.C.iloc[-1] < whole.C.iloc[-1] else ""
+    return _finish(alt.layer(*layers), fall, bands, short, table=table, mock=fit.mock)
 
 # %% ../nbs/09_charts.ipynb #b31b567d
 def _falls_to(
@@ -937,7 +941,8 @@ def plot_isoloss(
                .mark_text(align="right", dx=-6, dy=-8, fontWeight=600).encode(ex, ey, text="says:N")]
     first, last = frontier.iloc[0], frontier.iloc[-1]
     table = frontier.iloc[[0, len(frontier) - len(ahead), -1]].drop_duplicates()
-    table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format), "loss": table.loss.round(4)})
+    table = pd.DataFrame({"C": table.C.map(sci_format), "N": table.N.map(si_format), "D": table.D.map(si_format),
+                          "loss": table.loss.map(lambda v: f"{v:.4f}" if math.isfinite(v) else "-")})
     return _finish(alt.layer(*layers), f"Along the efficient frontier the loss falls from {first.loss:.3g} to {last.loss:.3g} nats/token",
                    f"from N = {si_format(first.N)}, D = {si_format(first.D)} at {sci_format(first.C, 2)} FLOPs to N = {si_format(last.N)}, D = {si_format(last.D)} at {sci_format(last.C, 2)}",
                    "grey: contours of equal loss" + ("; dashed: beyond the largest budget" if len(ahead) > 1 else ""), table=table, mock=fit.mock)

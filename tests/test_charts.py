@@ -13,7 +13,7 @@ import pytest
 from scipy.special import fdtri
 
 from scaling_nb import charts as ch
-from scaling_nb.allocation import compute_optimal, regret, regret_band
+from scaling_nb.allocation import compute_optimal
 from scaling_nb.doubts import leave_future_out
 from scaling_nb.fitting import fit_law
 from scaling_nb.intervals import exponent_profile, fit_intervals
@@ -22,6 +22,7 @@ from scaling_nb.laws import ChinchillaLaw
 from scaling_nb.records import MetricsLog, open_storage
 from scaling_nb.sweep import RunSpec, SweepPlan
 from scaling_nb.tuning import fit_lr
+from scaling_nb.yardsticks import regret, regret_band
 
 LAW = ChinchillaLaw(E=1.6, A=60.0, B=220.0, alpha=.45, beta=.40)
 

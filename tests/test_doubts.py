@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from test_fitting import chinchilla
 
-from scaling_nb.allocation import regret_band
 from scaling_nb.doubts import _future_doubts, agreement, coupling_test, doubts, exclusion_path, influence, leave_future_out, window_path
 from scaling_nb.engine import refit
 from scaling_nb.fitting import FitStatus, fit_law
 from scaling_nb.isoflop import fit_isoflop
 from scaling_nb.laws import ChinchillaLaw, CoupledLaw, Form, sci_format, si_format
+from scaling_nb.yardsticks import regret_band
 
 TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
 UNEVEN = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.465, beta=.155)

@@ -14,14 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
 RUNNING = {"contracts", "flops", "recipes", "hardware", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
-LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts"}
+LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "allocation", "choices"}
 ORDER = {  # module -> what it may import of the package
     "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "hardware": set(), "sweep": {"contracts", "flops", "recipes", "hardware"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
     "cluster": set(), "decisions": set(), "scheduling": {"contracts", "cluster", "decisions", "recipes", "sweep", "records"},
     "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
     "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
-    "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
+    "yardsticks": {"isoflop"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks"},
+    "allocation": {"laws", "fitting", "isoflop", "intervals", "yardsticks", "doubts"}, "choices": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
     "design": {*LAW},   # above both halves: plans ask it, and it fits
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "jobs": {"contracts", "records", "study", "sweep"}, "cli": set(),
