@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
 RUNNING = {"contracts", "flops", "recipes", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
-LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts"}
+LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts", "comparison"}
 ORDER = {  # module -> what it may import of the package
     "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "sweep": {"contracts", "flops", "recipes"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
@@ -22,6 +22,7 @@ ORDER = {  # module -> what it may import of the package
     "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
     "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
     "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
+    "comparison": {"laws", "fitting", "intervals", "allocation"},
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "jobs": {"contracts", "records", "study", "sweep"}, "cli": set(),
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
