@@ -26,6 +26,7 @@ _NAMES = {
     "charts": "plot_comparison plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
     "study": "Study find_optimal load_study",
+    "card": "StudyCard study_card",
     "jobs": "Job submit_study",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from .cluster import NAMESPACE, cluster_nodes, start_head, start_ray
-from .contracts import Problem, fingerprint, tokens_per_sample
+from .contracts import Problem, describe_data, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
 from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, give_up, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
@@ -847,7 +847,7 @@ def _describe(problem, plan, recipe, storage, prints, per, mock=None) -> dict:
     recipes = [recipe or plan.recipe or Recipe()]*len(plan) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
     if len(recipes) != len(plan): raise ValueError(f"`recipe` must be one Recipe, or one for each of the {len(plan)} runs, but got {len(recipes)}.")
     infos = [describe_run(problem, s, r, mock, prints, per) for s, r in zip(plan.specs, recipes)]
-    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens)
+    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens, **describe_data(problem, per))
     there = set(storage.runs())
     for info in infos:
         if info["run_id"] not in there: storage.write_json(info["run_id"], "spec.json", info)

@@ -6,6 +6,7 @@
 __all__ = ['Study', 'find_optimal', 'load_study']
 
 # %% ../nbs/11_study.ipynb #88a50287
+import inspect
 import warnings
 from functools import cached_property
 
@@ -14,7 +15,7 @@ import pandas as pd
 from .allocation import Allocation, compute_optimal, optimum_frame
 from .fitting import fit_law
 from .isoflop import fit_isoflop
-from .laws import si_format
+from .laws import sci_format, si_format
 from .records import open_storage, runs_frame
 
 # %% ../nbs/11_study.ipynb #3e492e6d
@@ -39,15 +40,20 @@ class Study:
 
     @property
     def runs(self) -> pd.DataFrame:
-        "The runs that have a loss."
-        return self.frame[self.frame.state == "SUCCEEDED"].reset_index(drop=True)
+        "The runs that have a loss and that a fit may see."
+        return self.frame[(self.frame.state == "SUCCEEDED") & (self.frame.role != "hold-out")].reset_index(drop=True)
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        "The runs that have a loss and were held out, to put the law to the test."
+        return self.frame[(self.frame.state == "SUCCEEDED") & (self.frame.role == "hold-out")].reset_index(drop=True)
 
     @property
     def mock(self) -> bool: return bool(self.frame.mock.any())
 
     @cached_property
     def surface(self):
-        "The Chinchilla surface fitted to all runs; None where it could not be fitted, with the reason in `reasons`."
+        "The Chinchilla surface fitted to all runs that were not held out; None where it could not be fitted, with the reason in `reasons`."
         return _try_fit(self, "surface", lambda r: fit_law(r, mock=self.mock))
 
     @cached_property
@@ -77,6 +83,8 @@ def _predict(self,
 ) -> Allocation:
     "How big, how much data and which loss at `C`, with intervals and what to distrust. Raises ValueError when neither estimator could be fitted."
     fit = self._primary()
+    known = dict(held_out=self.held_out if len(self.held_out) else None, unique_tokens=self.info.get("unique_tokens"))
+    kw = {k: v for k, v in known.items() if k in inspect.signature(compute_optimal).parameters} | kw   # until merged
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return compute_optimal(fit, C, isoflop=self.isoflop if fit is self.surface else None, level=level, **kw)
@@ -126,8 +134,8 @@ def _doubts(self) -> list:
     f, out = self.frame, []
     left = f[~f.state.isin(["SUCCEEDED", "FAILED"])]
     if len(left): out.append(f"{len(left)} of {len(f)} runs are not finished")
-    out += [f"failed: size {r['size']} at budget {si_format(r.budget)}FLOPs: {r.reason}" for _, r in f[f.state == "FAILED"].iterrows()]
-    out += [f"size {r['size']} at budget {si_format(r.budget)}FLOPs was trained {r.reason}" for _, r in f[(f.state == "SUCCEEDED") & (f.reason != "")].iterrows()]
+    out += [f"failed: size {r['size']} at budget {sci_format(r.budget)} FLOPs: {r.reason}" for _, r in f[f.state == "FAILED"].iterrows()]
+    out += [f"size {r['size']} at budget {sci_format(r.budget)} FLOPs was trained {r.reason}" for _, r in f[(f.state == "SUCCEEDED") & (f.reason != "")].iterrows()]
     if self.isoflop is not None:
         b = self.isoflop.budgets
         for row, ok in zip(b.itertuples(), self.isoflop.interior):
@@ -147,8 +155,9 @@ def _verdict(fit) -> str:
     return f"{fit.status.value.split(':')[0]}, {fit.share_best:.0%} of the starts agree, residuals of {fit.rms:.2g} in the log of the loss, condition {fit.condition:.3g}; {fit.message}"
 
 def _repr(self):
-    n, done = len(self.frame), len(self.runs)
-    lines = [f"Study of {self.name} in {self.storage.url}: {done} of {n} runs finished" + (" (mock: losses drawn from a known law, not measured)" if self.mock else "")]
+    n, done = len(self.frame), int((self.frame.state == "SUCCEEDED").sum())
+    held = f", {len(self.held_out)} of them held out" if len(self.held_out) else ""
+    lines = [f"Study of {self.name} in {self.storage.url}: {done} of {n} runs finished{held}" + (" (mock: losses drawn from a known law, not measured)" if self.mock else "")]
     for name in ("surface", "isoflop"):
         fit = getattr(self, name)
         lines.append(f"  {name}: " + (_verdict(fit) if fit is not None else f"none: {self.reasons[name]}"))
@@ -171,6 +180,7 @@ def _charts(self, C=None) -> dict:
     if (fit := self.surface if self.surface is not None else self.isoflop) is not None:
         known = dict(C=C or 10*self.runs.budget.max(), isoflop=self.isoflop if self.surface is not None else None)
         out["optimum"], out["loss"] = charts.plot_optimum(fit, **known), charts.plot_loss(fit, **known)
+    if self.surface is not None and len(self.held_out): out["held out"] = charts.plot_predicted(self.surface, self.held_out)
     if self.surface is not None: out["residuals"] = charts.plot_residuals(self.surface)
     if self.surface is not None and self.surface.law is not None:
         out["regret"] = charts.plot_regret(self.surface, known["C"], isoflop=self.isoflop)
@@ -186,31 +196,67 @@ def _plot(self, C=None):
 
 Study.charts, Study.plot = _charts, _plot
 
+# %% ../nbs/11_study.ipynb #c11d0002
+def _card(self):
+    "Everything a reader needs to judge the study or to repeat it; `markdown()` and `to_dict()` give it as text and as JSON."
+    from scaling_nb.card import study_card
+    return study_card(self)
+
+Study.card = _card
+
 # %% ../nbs/11_study.ipynb #0af9550b
 def _report(self,
     path,             # Where the file goes
     C: float | None = None,  # Compute that the answer is for; ten times the largest budget when None
 ) -> str:             # The path
-    "Write the study as one self-contained page."
+    "Write the study as one self-contained page, and its card beside it: of `report.html`, `report.card.json` and `report.card.md`."
+    import json
     from html import escape
+    from pathlib import Path
     from scaling_nb.charts import html_page
-    C = float(C or 10*self.runs.budget.max()) if len(self.runs) else None
+    C, path, card = float(C or 10*self.runs.budget.max()) if len(self.runs) else None, Path(path), self.card()
+    beside = {path.with_suffix(".card.json"): json.dumps(card.to_dict(), indent=1, allow_nan=False), path.with_suffix(".card.md"): card.markdown()}
+    listed = lambda sentences: "<ul>" + "".join(f"<li>{escape(d)}</li>" for d in sentences) + "</ul>"
     parts = []
     if C is not None and (self.surface is not None or self.isoflop is not None):
-        parts += ["<h2>The answer</h2>", self.predict(C)._repr_html_()]
-        doubts = [*self.predict(C).warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]
-        parts.append("<h2>What to distrust</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in doubts) + "</ul>")
-        if self.surface is not None and self.surface.law is not None:
-            parts.append("<h2>The law, examined</h2><ul>" + "".join(f"<li>{escape(d)}</li>" for d in self.surface.doubts(C)) + "</ul>")
-        parts += ["<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(self.chinchilla_table())]
+        answer, law = self.predict(C), self.surface is not None and self.surface.law is not None
+        parts += ["<h2>The answer</h2>", answer._repr_html_(), "<h2>What to distrust</h2>"]
+        parts.append(listed([*answer.warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]))
+        if law: parts += ["<h2>The law, examined</h2>", listed(self.surface.doubts(C))]
+        parts += [_held_out_html(self), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]
     else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
-    parts += ["<h2>How the runs were trained</h2>", _recipe_html(self), _table(self.settings)]
-    parts += ["<h2>Every run</h2>", _table(self.frame.drop(columns=["recipe", "mock"]).rename(columns={"loss_std": "s.e. over held-out text"}))]
+    parts += ["<h2>How the runs were trained</h2>", _recipe_html(self), f"<details><summary>What it came to, run by run</summary>{_table(self.settings)}</details>"]
+    roles = ", ".join(f"{n} {role}" for role, n in self.frame.role.value_counts().items())
+    runs = self.frame[["run_id", "role", "budget", "size", "seed", "N", "D", "loss", "loss_std", "state", "attempt", "wall_s", "reason"]].rename(columns=dict(loss_std="s.e.", wall_s="seconds"))
+    parts += ["<h2>Every run</h2>", f"<p>{escape(roles)}. The standard error is that over the held-out text, luck that all runs share.</p>" if roles else "", _table(runs)]
+    parts.append(f"<h2>The card</h2><p>Also in {' and '.join(f'<code>{escape(p.name)}</code>' for p in beside)}, beside this page.</p>"
+                 f"<details><summary>{escape(repr(card))}</summary>{card._repr_html_()}</details>")
     html_page(f"Study of {self.name}" + (" (mock)" if self.mock else ""), parts, path)
+    for file, text in beside.items(): file.write_text(text, encoding="utf-8")
     return str(path)
 
+def _held_out_html(study) -> str:
+    "The runs that the fit did not see, predicted and measured."
+    from scaling_nb.card import hold_out_frame
+    if not (study.frame.role == "hold-out").any(): return ""
+    head = "<h2>Put to the test</h2>"
+    try: f = hold_out_frame(study.surface, study.held_out)
+    except ValueError as e: return f"{head}<p>{e}</p>"
+    if not len(f): return f"{head}<p>Runs were planned to be held out, and none has a loss yet.</p>"
+    said = f"The law was fitted without {'this run' if len(f) == 1 else f'these {len(f)} runs'}. Low and high are the 90 % interval of one run, for chance alone."
+    f = f.assign(inside=f.inside.map({True: "yes", False: "no"}).fillna("not known"))
+    return f"{head}<p>{said}</p>" + _table(f.rename(columns=dict(loss="measured", beyond="C over largest", error="off, %")))
+
+def _answers(table: pd.DataFrame) -> pd.DataFrame:
+    "The answers with their intervals beside them, in words."
+    span = lambda q, show: [f"{show(lo)} to {show(hi)}" if lo == lo else "none" for lo, hi in zip(table[f"{q}_low"], table[f"{q}_high"])]
+    return pd.DataFrame({"C": table.C, "N*": table.N.map(si_format), "N*, 90 %": span("N", si_format), "D*": table.D.map(si_format), "D*, 90 %": span("D", si_format),
+                         "D/N": table.tokens_per_param, "loss": table.loss, "loss, 90 %": span("loss", "{:.4f}".format)})
+
 def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}", na_rep="")
+    "A frame for the page: parameters and tokens as 12.3M."
+    from scaling_nb.charts import frame_html
+    return frame_html(frame.assign(**{c: frame[c].map(si_format) for c in ("N", "D", "warmup", "decay") if c in frame}))
 
 Study.report = _report
 

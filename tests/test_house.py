@@ -23,6 +23,7 @@ ORDER = {  # module -> what it may import of the package
     "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
     "allocation": {"laws", "fitting", "isoflop", "intervals"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "allocation"},
     "comparison": {"laws", "fitting", "intervals", "allocation"},
+    "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
     "jobs": {"contracts", "records", "study", "sweep"}, "cli": set(),
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
