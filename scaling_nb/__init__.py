@@ -25,10 +25,13 @@ _NAMES = {
     "doubts": "agreement exclusion_path influence leave_future_out window_path",
     "allocation": "Allocation NoAnswer Refusal compute_optimal",
     "choices": "Choice choose inference_optimal overtraining_frame",
+    "comparison": "Comparison compare",
     "design": "candidate_points edge_points next_points predict_width simulate",
-    "charts": "plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
+    "charts": "plot_comparison plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
-    "study": "Study find_optimal load_study",
+    "rounds": "Round adaptive_round edge_round hold_out_round",
+    "study": "Study find_optimal load_study train_study",
+    "card": "StudyCard study_card",
     "jobs": "Job submit_study",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

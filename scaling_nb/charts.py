@@ -8,8 +8,8 @@ __all__ = ['PAGE_CSS', 'log_ticks', 'budget_colors', 'chart_theme', 'chart_svg',
            'smooth_curve', 'curves_frame', 'plot_curves', 'isoflop_frame', 'plot_isoflop', 'optimum_path',
            'plot_optimum', 'loss_frame', 'plot_loss', 'isoloss_frame', 'plot_isoloss', 'residuals_frame',
            'residual_trends', 'plot_residuals', 'predicted_frame', 'plot_predicted', 'future_frame', 'plot_future',
-           'regret_frame', 'plot_regret', 'profile_frame', 'plot_profile', 'stack', 'lr_frame', 'plot_lr', 'vega_js',
-           'chart_html', 'page_scripts', 'frame_html', 'html_page']
+           'plot_comparison', 'regret_frame', 'plot_regret', 'profile_frame', 'plot_profile', 'stack', 'lr_frame',
+           'plot_lr', 'vega_js', 'chart_html', 'page_scripts', 'frame_html', 'html_page']
 
 # %% ../nbs/09_charts.ipynb #5765d02e
 import csv
@@ -1169,6 +1169,81 @@ def plot_future(
     table = pd.DataFrame({"fitted up to": shown.top.map(sci_format), "budget": shown.budget.map(sci_format), "error %": shown.bias.map("{:+.2f}".format), "light": shown.light})
     panels = [p.properties(width=290, height=240) for p in (_misses(frame), _answers_path(frame))]
     return _finish(alt.hconcat(*panels, spacing=30), title, moved, far, *lost, table=table, mock=mock)
+
+# %% ../nbs/09_charts.ipynb #9c0a1f03
+def _two_lines(c, x):
+    "The lowest losses of a comparison, a line and its two bands each."
+    long = pd.concat([c.path[["C"]].assign(of=name, **{q: c.path[f"loss_{k}{e}"] for q, e in dict(loss="", low="_low", high="_high", outer_low="_outer_low", outer_high="_outer_high").items()})
+                      for k, name in zip("ab", c.names)], ignore_index=True)
+    between = lambda lo, hi: [f"{v:.4f} to {w:.4f}" for v, w in zip(lo, hi)]
+    long = long.assign(**{"C ": [sci_format(v) + " FLOPs" for v in long.C], "loss ": long.loss.map("{:.4f}".format), "interval": between(long.low, long.high),
+                          "outer band": between(long.outer_low, long.outer_high)})
+    y = lambda f: alt.Y(f"{f}:Q", title=f"lowest loss, {c.unit}", scale=alt.Scale(domain=_lin_domain(long[["outer_low", "outer_high"]].to_numpy().ravel(), .03), nice=False))
+    color = alt.Color("of:N", title=None, sort=list(c.names), legend=alt.Legend(symbolType="square", symbolOpacity=1),
+                      scale=alt.Scale(domain=list(c.names), range=[_ANCHORS[0], _ANCHORS[-1]]))
+    base = alt.Chart(_data(long)).encode(x, color)
+    bands = [base.mark_area(opacity=1, fillOpacity=o, clip=True).encode(y(lo), alt.Y2(f"{hi}:Q")) for lo, hi, o in (("outer_low", "outer_high", .18), ("low", "high", .3))]
+    tips = [alt.Tooltip(f"{f}:N") for f in ("of", "C ", "loss ", "interval", "outer band")]
+    return [*bands, base.mark_line(strokeWidth=2.2).encode(y("loss")), base.mark_point(opacity=0, size=160).encode(y("loss"), tooltip=tips)]
+
+def _multiplier_line(c, x):
+    "The compute multiplier and its two bands; an end that is open runs off the picture."
+    f, columns = c.path, [f"multiplier{e}" for e in ("", "_low", "_high", "_outer_low", "_outer_high")]
+    seen = f[columns].to_numpy().ravel()
+    domain = _log_domain([1., *seen[(seen > .02) & (seen < 50)]], .08, .1)
+    drawn = pd.DataFrame({"C": f.C, **{k.replace("multiplier", "m"): f[k].clip(domain[0] / 10, domain[1] * 10) for k in columns}})
+    show = lambda v: "no end" if v == math.inf else f"{v:.3g}"
+    between = lambda lo, hi: [f"{show(v)} to {show(w)}" for v, w in zip(f[lo], f[hi])]
+    drawn = drawn.assign(**{"C ": [sci_format(v) + " FLOPs" for v in f.C], "multiplier": f.multiplier.map(show), "interval": between(columns[1], columns[2]),
+                            "outer band": between(columns[3], columns[4])})
+    y = lambda k: _log(alt.Y, k, f"compute of {c.names[1]} over {c.names[0]}", domain)
+    base = alt.Chart(_data(drawn)).encode(x)
+    bands = [base.mark_area(color=_ANSWER, opacity=o, clip=True).encode(y(lo), alt.Y2(f"{hi}:Q")) for lo, hi, o in (("m_outer_low", "m_outer_high", .18), ("m_low", "m_high", .3))]
+    even = alt.Chart(alt.Data(values=[{"one": 1.}])).mark_rule(strokeDash=[2, 4], strokeWidth=1.2).encode(y("one"))
+    tips = [alt.Tooltip(f"{k}:N") for k in ("C ", "multiplier", "interval", "outer band")]
+    return [even, *bands, base.mark_line(color=_ANSWER, strokeWidth=2.2, clip=True).encode(y("m")), base.mark_point(opacity=0, size=160, clip=True).encode(y("m"), tooltip=tips)]
+
+# %% ../nbs/09_charts.ipynb #9c0a1f04
+def _comparison_title(c) -> tuple:
+    "(the finding, where it is) of a comparison."
+    a, b = c.names
+    x, outcome = c.crossing, c.outcome.name
+    if outcome == "ONE_BETTER":
+        return f"{c.frame.better.iloc[0] if c.frame.better.iloc[0] in c.names else (a if c.path.difference.iloc[0] > 0 else b)} is better at every compute within reach", ""
+    if outcome == "CANNOT_TELL":
+        return f"{a} and {b} cannot be told apart", ""
+    if x is None:
+        return f"{a if c.path.difference.iloc[0] > 0 else b} is better where the runs can tell", "a crossing further out is not excluded"
+    low, high = x.interval
+    ends = f"{sci_format(low)} to {sci_format(high)}" if low and high else f"over {sci_format(low)}" if low else f"under {sci_format(high)}" if high else "anywhere within reach"
+    where = f"crossing, {100 * c.level:g} %: {ends}"
+    if outcome == "CROSSES":
+        return f"{x.better_above} overtakes {x.better_below} at {sci_format(x.C)} FLOPs", where
+    return f"{x.better_above} may overtake {x.better_below}, at {sci_format(x.C)} FLOPs or elsewhere", where
+
+def plot_comparison(
+    comparison,  # What `compare` returned
+) -> alt.VConcatChart:
+    "Two lowest losses against compute, where they cross, and the compute multiplier of the second over the first."
+    c = comparison
+    dx = [c.reach[0] / 1.2, c.reach[1] * 1.2]
+    x = _log(alt.X, "C", "C, FLOPs", dx, flops=True)
+    marks = []
+    if dx[0] < (top := min(c.tops)) < dx[1]:
+        zone = alt.Data(values=[{"from": top, "to": dx[1]}])
+        marks.append(alt.Chart(zone).mark_rect(color=_INK, opacity=.1).encode(x=alt.X("from:Q"), x2="to:Q"))
+    for k in c.crossings if c.outcome.name in ("CROSSES", "MAY_CROSS") else ():
+        low, high = (v or end for v, end in zip(k.interval, dx))
+        around = alt.Chart(alt.Data(values=[{"C": k.C, "from": low, "to": high, "says": f"crossing at {sci_format(k.C)} FLOPs, {sci_format(low)} to {sci_format(high)}"}]))
+        marks += [around.mark_rect(color=_ANCHORS[2], opacity=.16).encode(x=alt.X("from:Q"), x2="to:Q"),
+                  around.mark_rule(strokeWidth=1.6, color=_ANCHORS[2]).encode(x, tooltip=alt.Tooltip("says:N", title="crossing"))]
+    panels = [alt.layer(*marks, *_two_lines(c, x)).properties(width=520, height=260), alt.layer(*marks, *_multiplier_line(c, x)).properties(width=520, height=170)]
+    title, where = _comparison_title(c)
+    m = c.path.iloc[(c.path.C - top).abs().argmin()]
+    needs = f"{m.multiplier:.3g} times the compute of {c.names[0]} ({m.multiplier_low:.3g} to {m.multiplier_high:.3g})"
+    worth = f"at {sci_format(m.C, 2)} FLOPs {c.names[1]} needs {needs}" if math.isfinite(m.multiplier) else ""
+    table = pd.DataFrame({"C": c.frame.C.map(sci_format), "difference": c.frame.difference.map("{:+.4f}".format), "better": c.frame.better, "multiplier": c.frame.multiplier.map("{:.3g}".format)})
+    return _finish(alt.vconcat(*panels, spacing=24), title, where, worth, "grey: beyond the smaller sweep; pale bands: also if a law is smoothly a little wrong", table=table, mock=c.mock)
 
 # %% ../nbs/09_charts.ipynb #ac0d709c
 def regret_frame(

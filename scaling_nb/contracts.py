@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Problem', 'as_dataset', 'is_stream', 'as_pair', 'first_batch', 'split_data', 'to_device', 'count_tokens',
            'tokens_per_sample', 'bytes_per_token', 'content', 'content_hash', 'data_hash', 'data_fingerprint',
-           'fixed_seed', 'fingerprint', 'ProblemReport', 'num_params', 'check_problem']
+           'fixed_seed', 'fingerprint', 'describe_data', 'ProblemReport', 'num_params', 'check_problem']
 
 # %% ../nbs/00_contracts.ipynb #a89d9539
 import ast
@@ -131,6 +131,10 @@ def first_batch(
     return as_pair(got)
 
 # %% ../nbs/00_contracts.ipynb #eacdabb1
+def _n_val(problem: Problem, n: int) -> int:
+    "Samples held out of `n`."
+    return min(max(1, round(problem.val_fraction*n)), n - 1)
+
 def split_data(
     problem: Problem,
 ) -> tuple:  # (training data, held-out data), each a torch dataset or loader
@@ -142,7 +146,7 @@ def split_data(
     if is_stream(data): raise ValueError("`val_data` must be given when `data` is an IterableDataset or a DataLoader: a stream has no part that could be held out.")
     if len(data) < 2: raise ValueError(f"`data` must hold at least two samples to hold one out, but got {len(data)}. Pass `val_data`.")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(problem.seed)).tolist()
-    n_val = min(max(1, round(problem.val_fraction*len(data))), len(data)-1)
+    n_val = _n_val(problem, len(data))
     return Subset(data, sorted(order[n_val:])), Subset(data, sorted(order[:n_val]))
 
 # %% ../nbs/00_contracts.ipynb #bbcce797
@@ -328,6 +332,23 @@ def fingerprint(
     held_out = data_fingerprint(problem.val_data) if problem.val_data is not None else [problem.val_fraction, problem.seed]
     return dict(name=problem.name, model=content_hash([problem.model, problem.size_param]), model_kwargs=content_hash(problem.model_kwargs), loss=content_hash([problem.loss_fn, problem.unwrap]),
                 data=content_hash([data_fingerprint(problem.data), held_out, problem.val_samples, problem.tokens_per_sample]))
+
+# %% ../nbs/00_contracts.ipynb #c0de1102
+def describe_data(
+    problem: Problem,
+    per: int | None = None,  # `tokens_per_sample(problem)`, where it is known already
+) -> dict:  # Parts `data` and `held_out` of study.json; None for what is not known
+    "What is known of the data, as plain data: its size in samples and tokens, its tokenizer where it names one, and which part of it is held out."
+    data, val, per = as_dataset(problem.data), problem.val_data, per or tokens_per_sample(problem)
+    n = None if is_stream(data) else len(data)
+    n_val = _n_val(problem, n) if val is None and n else len(as_dataset(val)) if val is not None and not is_stream(as_dataset(val)) else None
+    used = problem.val_samples if n_val is None else min(n_val, problem.val_samples)
+    how = (f"a seeded split of the data: {problem.val_fraction:.0%}, seed {problem.seed}" if val is None else "the first of a stream of its own" if n_val is None else "a set of its own")
+    hashed = [data_fingerprint(problem.data), problem.val_fraction, problem.seed] if val is None else [data_fingerprint(val)]
+    named = getattr(problem.data, "tokenizer", None)
+    named = next((v for v in (named, getattr(named, "name_or_path", None), getattr(named, "name", None), getattr(named, "__name__", None)) if isinstance(v, str)), None)
+    return dict(data=dict(samples=n if val is not None or n is None else n - n_val, tokens_per_sample=per, bytes_per_token=bytes_per_token(problem), tokenizer=named),
+                held_out=dict(how=how, samples=used, at_most=n_val is None, tokens=used*per, fingerprint=content_hash([*hashed, used])))
 
 # %% ../nbs/00_contracts.ipynb #6c5d2a49
 @dataclass(frozen=True)

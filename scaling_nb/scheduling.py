@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from .cluster import NAMESPACE, cluster_nodes, start_head, start_ray
-from .contracts import Problem, fingerprint, tokens_per_sample
+from .contracts import Problem, describe_data, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
 from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, give_up, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
@@ -773,6 +773,7 @@ def _add(self,
     retry_failed: bool = False,  # Try those of its runs again that failed before
 ):
     "Train more runs in this sweep, beside other cells; those it knows already are passed over. Where its loop in this process has come to an end, another begins."
+    if not plan.specs: return
     here = isinstance(self.control, Controller)
     try: new = (self.control if here else _needs(self, "add to")).add(plan, recipe, retry_failed)
     except _Ended:
@@ -847,7 +848,7 @@ def _describe(problem, plan, recipe, storage, prints, per, mock=None) -> dict:
     recipes = [recipe or plan.recipe or Recipe()]*len(plan) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
     if len(recipes) != len(plan): raise ValueError(f"`recipe` must be one Recipe, or one for each of the {len(plan)} runs, but got {len(recipes)}.")
     infos = [describe_run(problem, s, r, mock, prints, per) for s, r in zip(plan.specs, recipes)]
-    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens)
+    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens, **({"target": plan.target} if plan.target else {}), **describe_data(problem, per))
     there = set(storage.runs())
     for info in infos:
         if info["run_id"] not in there: storage.write_json(info["run_id"], "spec.json", info)

@@ -215,6 +215,7 @@ class SweepPlan:
     target: float | None = None         # FLOPs of the run that the sweep is for
     reserve_flops: float = 0.           # Kept back for adaptive rounds
     hardware: Hardware | None = None    # What the runs will be trained on, where that is known
+    multiple: int | None = None         # Sizes were rounded to a multiple of this
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -282,7 +283,7 @@ def _target_lines(plan: SweepPlan) -> list:
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
     kept = [f"{plan.reserve_flops/(plan.total_flops + plan.reserve_flops):.0%} kept for adaptive rounds ({plan.reserve_flops:.3g} FLOPs)"] if plan.reserve_flops else []
     out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *kept])]
-    return out + ([str(plan.forecast())] if hasattr(plan, "forecast") else [])
+    return [*out, str(plan.forecast())]
 
 def _hardware_lines(plan: SweepPlan) -> list:
     "On what, and for how much."
@@ -632,7 +633,7 @@ def _finish(grid, cells, dropped, slots, notes=(), **told):
     asked = set(grid.sizes) if grid.sizes is not None else set(probe.refused) - {2**i for i in range(21)}
     skipped = {s: why for s, why in sorted(probe.refused.items()) if s in asked}
     notes = [*notes, *_notes(cells, report), *_recipe_notes(probe.problem, cells, recipe, grid.trunks, grid.per)]
-    return SweepPlan(tuple(cells), tuple(dropped), skipped, slots=slots, notes=tuple(notes), name=probe.problem.name, unique_tokens=report.unique_tokens, recipe=recipe, constraints=grid.constraints,
+    return SweepPlan(tuple(cells), tuple(dropped), skipped, slots=slots, notes=tuple(notes), name=probe.problem.name, unique_tokens=report.unique_tokens, recipe=recipe, constraints=grid.constraints, multiple=grid.multiple,
                      trunks=share_trunks(cells, recipe, grid.per) if grid.trunks else (), **told)
 
 def _from_budgets(grid, budgets, slots, **told):

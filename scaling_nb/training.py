@@ -13,6 +13,7 @@ import copy
 import gc
 import io
 import math
+import platform
 import random
 import time
 import traceback
@@ -815,8 +816,10 @@ def _finish(t: Trainer, w: RunWriter, a, wall):
         begin = untrained.evaluate()[0]
         if far_above(loss, begin):
             raise Diverged(f"the training loss ended at {end:.3g} and the held-out loss at {loss:.3g}, above the {begin:.3g} of the untrained model. Lower `lr`, or raise `warmup`.")
+    from scaling_nb import __version__
     how = dict(torch=torch.__version__, threads=torch.get_num_threads(), device=t.device, workers=t.world, lr=max(g["peak_lr"] for g in t.optimizer.param_groups), bf16=t.bf16,
-               compiled=t.compiled, micro_batch=t.micro_batch, memory=torch.cuda.max_memory_allocated(t.device) if t.cuda else None)
+               compiled=t.compiled, micro_batch=t.micro_batch, package=__version__, python=platform.python_version(), gpu=torch.cuda.get_device_name(t.device) if t.cuda else None,
+               memory=torch.cuda.max_memory_allocated(t.device) if t.cuda else None)
     w.write_json("result.json", dict(
         loss=loss, loss_std=std, bits_per_byte=loss/math.log(2)/t.bytes_per_token if t.bytes_per_token else None, evals=[x for x, _ in t.evals], tokens=t.tokens, steps=t.steps, branched=t.branched,
         flops_measured=t.spec.measured_flops_per_token*(t.tokens - t.branched), wall_s=wall(), reason=f"at half the learning rate, after {a['retry_of']}" if a["retry_of"] else "",

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/"scaling_nb"
 RUNNING = {"contracts", "flops", "recipes", "hardware", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
-LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "allocation", "choices"}
+LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "allocation", "choices", "comparison"}
 ORDER = {  # module -> what it may import of the package
     "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "hardware": set(), "sweep": {"contracts", "flops", "recipes", "hardware"}, "records": {"contracts", "flops", "sweep"},
     "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
@@ -24,7 +24,10 @@ ORDER = {  # module -> what it may import of the package
     "yardsticks": {"isoflop"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks"},
     "allocation": {"laws", "fitting", "isoflop", "intervals", "yardsticks", "doubts"}, "choices": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
     "design": {*LAW},   # above both halves: plans ask it, and it fits
-    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", *LAW},
+    "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
+    "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
+    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "rounds", *LAW},
+    "rounds": {"contracts", "sweep", "records", "laws", "design"},
     "jobs": {"contracts", "records", "study", "sweep"}, "cli": set(),
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
     "zoo.teacher": {"zoo.gpt", "zoo.stateless"}, "zoo.hub": {"zoo.data"},

@@ -164,3 +164,45 @@ def test_how_runs_were_trained_is_part_of_the_study(tmp_path):
     assert any("was trained at half the learning rate" in d for d in study.doubts)
     page = open(study.report(tmp_path/"report.html"), encoding="utf-8").read()
     assert "How the runs were trained" in page and "schedule wsd" in page
+
+
+def test_held_out_runs_are_seen_by_no_fit_and_reported(tmp_path):
+    from test_card import hold
+    study = find_optimal(**GPT_ASK, mock=MockLaw(noise=.004), output_dir=tmp_path/"runs")
+    before = study.predict(1e18), study.chinchilla_table()
+    hold(tmp_path/"runs", [(1e18, 0, 1.5)])                                    # a run that would wreck any fit
+    study = load_study(tmp_path/"runs")
+    assert len(study.frame) == 36 and len(study.runs) == 35 and list(study.held_out.run_id) == ["held00000000"] and study.held_out.loss[0] > 2
+    assert study.predict(1e18).N == before[0].N and study.chinchilla_table().equals(before[1])
+    assert "held out" in study.charts() and "1 of them held out" in repr(study)
+    page = open(study.report(tmp_path/"report.html"), encoding="utf-8").read()
+    assert "Put to the test" in page and "fitted without this run" in page and "held00000000" in page and "35 grid, 1 hold-out" in page
+
+
+def test_the_report_is_one_file_with_the_card_beside_it(tmp_path):
+    "Nothing that a browser would fetch; charts that it can draw; the same card three times."
+    import json
+    from html.parser import HTMLParser
+    study = find_optimal(**GPT_ASK, mock=MockLaw(noise=.004), output_dir=tmp_path/"runs")
+    page = open(study.report(tmp_path/"out"/"report.html"), encoding="utf-8").read()
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["report.card.json", "report.card.md", "report.html"]
+
+    class Fetches(HTMLParser):
+        found, charts, order, text = [], 0, [], ""
+
+        def handle_starttag(self, tag, attrs):
+            self.found += [(tag, k, v) for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "poster", "xlink:href") and v and not v.startswith(("#", "data:"))]
+            self.found += [(tag, k, v) for k, v in attrs if k == "style" and "url(" in v] + ([tag] if tag in ("link", "iframe", "object", "embed", "base") else [])
+            self.charts += tag == "figure"
+            if tag == "details": self.order.append("details")
+
+        def handle_data(self, data):
+            if data in ("The answer", "What to distrust", "Pictures", "Every run", "The card"): self.order.append(data)
+    reader = Fetches()
+    reader.feed(page)
+    assert reader.found == [] and reader.charts >= 8 and page.count('class="snb-chart"') == reader.charts
+    assert reader.order == ["The answer", "What to distrust", "Pictures", "Every run", "The card", "details"]
+    style = page[page.index("<style>"):page.index("</style>")]
+    assert "@import" not in style and "url(" not in style and "vegaEmbed" in page
+    card = study.card()
+    assert json.loads((tmp_path/"out"/"report.card.json").read_text()) == card.to_dict() and (tmp_path/"out"/"report.card.md").read_text() == card.markdown() and card._repr_html_() in page

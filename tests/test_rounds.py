@@ -1,0 +1,166 @@
+"""What is trained after the grid: open edges, runs chosen by the fit, and one that no fit sees; remembered, and never twice."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from problems import MLP, mlp_problem
+
+from scaling_nb.contracts import Problem
+from scaling_nb.fitting import fit_law
+from scaling_nb.records import open_storage, runs_frame
+from scaling_nb.recipes import Recipe
+from scaling_nb.rounds import Round, adaptive_round, hold_out_round, read_rounds, record_round
+from scaling_nb.scheduling import Resources, run_sweep
+from scaling_nb.study import load_study, train_study
+from scaling_nb.sweep import RunSpec, plan_sweep
+from scaling_nb.training import MockLaw
+from scaling_nb.zoo.gpt import GPT, next_token_loss
+
+tokens = torch.zeros(3000, 65, dtype=torch.long)
+GPTS = Problem(GPT, "width", data=(tokens[:, :-1], tokens[:, 1:]), loss_fn=next_token_loss, model_kwargs=dict(vocab=128, seq_len=64))
+TARGET, LAW = 1e19, MockLaw(noise=.003)
+
+
+@pytest.fixture(scope="module")
+def plan(): return plan_sweep(GPTS, target=TARGET, spend=.01, speed=None)
+
+
+@pytest.fixture(scope="module")
+def trained(plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train_study(GPTS, plan, storage=folder, mock=LAW)
+
+
+def test_the_grid_then_two_rounds_then_the_hold_out(plan, trained):
+    _, study = trained
+    assert [r.what for r in study.rounds] == ["adaptive", "adaptive", "hold-out"] and study.target == TARGET
+    roles = study.frame.role.value_counts()
+    assert roles["grid"] + roles["repeat"] == sum(s.role != "hold-out" for s in plan.specs) and roles["adaptive"] <= 8 and roles["hold-out"] == 1
+    spent = (study.frame.C).sum()
+    assert spent <= .01*TARGET*1.001 and sum(r.flops for r in study.rounds if r.what == "adaptive") <= plan.reserve_flops
+
+
+def test_what_is_held_out_is_in_no_fit(trained):
+    folder, study = trained
+    assert len(study.held_out) == 1 and len(study.surface.N) == len(study.runs) == len(study.frame) - 1
+    late = study.held_out.iloc[0]
+    assert late.C > 2.9*study.surface.C.max() and not ((study.runs["size"] == late["size"]) & (study.runs.seed == late.seed)).any()
+    said = study.predict(TARGET).held_out
+    assert len(said) == 1 and said[0]["observed"] == late.loss
+
+
+def test_rounds_narrow_the_answer(plan, trained):
+    "As far as they said they would, give or take the luck of the noise."
+    _, study = trained
+    grid = study.runs[study.runs.role != "adaptive"]
+    width = lambda f: np.diff(np.log(f.optimum(TARGET).N_interval))[0]
+    assert width(study.surface) < .95*width(fit_law(grid))
+
+
+def test_the_same_line_trains_nothing_and_chooses_nothing(plan, trained, capsys):
+    folder, study = trained
+    before = {p: p.read_bytes() for p in folder.rglob("*.json") if p.name != "finished.json"}
+    again = train_study(GPTS, plan, storage=folder, mock=LAW)
+    assert {p: p.read_bytes() for p in folder.rglob("*.json") if p.name != "finished.json"} == before and again.predict() == study.predict(TARGET)
+    assert "Added" not in capsys.readouterr().out
+
+
+def test_interrupted_after_a_choice_goes_on_with_it(plan, tmp_path, monkeypatch):
+    "The round is on disk before its runs train: what was chosen stays chosen, even if the fit would choose otherwise today."
+    import scaling_nb.scheduling
+    real, calls = scaling_nb.scheduling.run_sweep, []
+    def dies(*a, **kw):
+        calls.append(a)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(*a, **kw)
+    monkeypatch.setattr(scaling_nb.scheduling, "run_sweep", dies)
+    with pytest.raises(KeyboardInterrupt): train_study(GPTS, plan, storage=tmp_path, mock=LAW)
+    monkeypatch.setattr(scaling_nb.scheduling, "run_sweep", real)
+    study = load_study(tmp_path)
+    (chosen,) = study.rounds
+    assert chosen.what == "adaptive" and not (study.frame.role == "adaptive").any()
+    changed = Round("adaptive", chosen.specs[:1], "chosen by hand.", TARGET)
+    ledger = json.loads((tmp_path/"rounds.json").read_text())
+    (tmp_path/"rounds.json").write_text(json.dumps({next(iter(ledger)): []}))
+    record_round(open_storage(tmp_path), next(iter(ledger)), changed)
+    study = train_study(GPTS, plan, storage=tmp_path, mock=LAW)
+    assert study.rounds[0] == changed and [r.what for r in study.rounds] == ["adaptive", "adaptive", "hold-out"]
+    assert (study.frame.role == "adaptive").sum() == sum(len(r.specs) for r in study.rounds[:2])
+
+
+def test_an_open_edge_is_moved_at_most_twice(tmp_path, capsys):
+    "Sizes far above the optimum: two more below, twice, and then the sweep goes on without that minimum."
+    plan = plan_sweep(GPTS, target=TARGET, spend=.01, speed=None, span=(8, 40), n_sizes=4, shares=(.4, .4, .2))
+    study = train_study(GPTS, plan, storage=tmp_path, mock=LAW)
+    edges = study.frame[study.frame.role == "edge"]
+    assert len(edges) and edges.groupby("budget")["size"].nunique().max() <= 4 and (edges["size"] < 64*64).all()
+    assert [r.what for r in study.rounds][-1] == "hold-out" and sum(r.what == "edge" for r in study.rounds) <= 2
+    for b, g in edges.groupby("budget"): assert g.N.max() < study.frame[(study.frame.budget == b) & (study.frame.role == "grid")].N.min()
+
+
+def test_runs_that_teach_nothing_are_not_trained(trained):
+    _, study = trained
+    assert "not worth it" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e13) or "no run fits" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e13)
+    told = study.next_runs(2, spend=1e12)
+    assert not told.specs and "no further run" in told.notes[0]
+
+
+def test_further_runs_have_a_seed_of_their_own(trained):
+    _, study = trained
+    more = study.next_runs(4)
+    taken = set(zip(study.frame["size"], study.frame.seed))
+    assert 1 <= len(more) <= 4 and not taken & {(s.size, s.seed) for s in more.specs} and len({(s.size, s.seed) for s in more.specs}) == len(more)
+    assert more.target == TARGET and "standard error" in more.notes[0] and more.specs[0].role == "adaptive"
+
+
+def test_a_study_without_its_problem_says_what_it_lacks(plan, trained):
+    folder, _ = trained
+    with pytest.raises(ValueError, match="opened without"): load_study(folder).next_runs()
+    with pytest.raises(ValueError, match="recipe of the plan differs in lr"): load_study(folder, GPTS, plan_sweep(GPTS, [1e15], speed=None, recipe=Recipe(lr=.5))).next_runs()
+    assert len(load_study(folder, GPTS, plan).next_runs(2)) == 2
+
+
+def test_no_target_no_rounds(tmp_path):
+    study = train_study(GPTS, plan_sweep(GPTS, [1e15, 3e15, 1e16], speed=None), storage=tmp_path, mock=LAW)
+    assert study.rounds == [] and not (tmp_path/"rounds.json").exists()
+    study.problem = GPTS
+    with pytest.raises(ValueError, match="`target` must be given"): study.next_runs()
+    assert len(study.next_runs(2, target=1e18)) == 2
+
+
+def test_without_a_fit_the_hold_out_is_where_it_was_planned(plan, tmp_path, capsys):
+    "Losses that no law explains."
+    study = train_study(GPTS, plan, storage=tmp_path, mock=MockLaw(A=1e-9, B=1e-9, noise=.05))
+    assert [r.what for r in study.rounds] == ["hold-out"] and "No adaptive runs" in capsys.readouterr().out
+
+
+def test_what_was_chosen_is_read_again_exactly(tmp_path):
+    storage = open_storage(tmp_path)
+    one = Round("adaptive", (RunSpec(1e9, 64, 1000, 10**6, 1e3/3, role="adaptive"),), "why not.", 1e20)
+    assert read_rounds(storage, "x") == []
+    record_round(storage, "x", one)
+    record_round(storage, "y", Round("hold-out", one.specs, "other recipe"))
+    assert read_rounds(storage, "x") == [one] and read_rounds(storage, "x", 1e20) == [one] and read_rounds(storage, "x", 2e20) == [] and len(read_rounds(storage, "y")) == 1
+    assert "size 64" in str(one) and one.flops == pytest.approx(1e9/3)
+
+
+def test_a_hold_out_that_pays_for_nothing_is_refused(trained):
+    _, study = trained
+    with pytest.raises(ValueError, match="must pay for one sample"): hold_out_round(GPTS, study.surface, study.frame, 1e3)
+
+
+@pytest.mark.ray
+def test_real_runs_through_sweep_add(tmp_path):
+    "A grid on Ray, and what it teaches added to the same sweep while it is open."
+    problem, recipe = mlp_problem(model=MLP), Recipe(batch_size=50)
+    plan = plan_sweep(problem, [1e7, 2e7, 4e7], n_sizes=5, speed=None, recipe=recipe)
+    sweep = run_sweep(problem, plan, storage=tmp_path, resources=Resources(cpus=1, slots=2), view=False, wait=False)
+    sweep.wait()
+    more = load_study(tmp_path, problem, plan).next_runs(2, target=1e9)      # so small, every budget is best at its smallest size
+    sweep.add(more)
+    sweep.wait()
+    sweep.close()
+    f = runs_frame(tmp_path)
+    assert len(more) and {s.role for s in more.specs} == {"edge"} and len(f) == len(plan) + len(more) and (f.state == "SUCCEEDED").all() and (f.role == "edge").sum() == len(more)
+    assert len(load_study(tmp_path, problem, plan).runs) == len(f)
