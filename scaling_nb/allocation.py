@@ -198,7 +198,7 @@ def _held_criterion(al):
         return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= 1 else "D"
     worst = max(judged, key=lambda h: (letter(h), abs(h["error"])))
     inside = sum(bool(h["inside"]) for h in judged)
-    return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst is {worst['error']:+.2f} % off at {_times(worst['factor'])} the largest budget.")
+    return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget.")
 
 # %% ../nbs/08_allocation.ipynb #a1a00007
 def _forecast_criterion(al):
@@ -212,7 +212,7 @@ def _forecast_criterion(al):
         return "B" if off <= 1 or f["z"] is not None and abs(f["z"]) < 2.5 else "C" if off <= 2 or f["z"] is None else "D"
     worst = max(rows, key=lambda f: (letter(f), abs(f["bias"])))
     top, budget = (sci_format(worst[k], 2) for k in ("top", "budget"))
-    return Criterion("forecasts", letter(worst), f"from up to {top} FLOPs, the loss at {budget} was forecast {worst['bias']:+.2f} % off, the worst of {len(rows)}.")
+    return Criterion("forecasts", letter(worst), f"from up to {top} FLOPs, the loss at {budget} was forecast {_off(worst['bias'])}, the worst of {len(rows)}.")
 
 def _width_criterion(al):
     band, which = (al.N_outer, "outer band") if al.N_outer else (al.N_interval, "interval")
@@ -272,7 +272,8 @@ def _runs_criterion(al):
         return Criterion("runs", "B", "not known.")
     off, edges = r["outliers"] / r["n"], r["edges"]
     letter = "D" if off > .25 or 2 * len(edges) > r["budgets"] > 0 else "C" if off > .1 or r["n"] < 15 or any(e["top"] for e in edges) else "B" if off or edges or r["excluded"] else "A"
-    odd = [f"{v} {name}" for v, name in ((r["outliers"], "far off the law"), (len(r["excluded"]), "dropped")) if v] + ([f"{len(edges)} of {r['budgets']} budgets without a minimum"] if edges else [])
+    odd = [f"{v} {name}" for v, name in ((r["outliers"], "far off the law"), (len(r["excluded"]), "dropped")) if v]
+    odd += [f"{len(edges)} of {r['budgets']} budgets without a minimum ({', '.join(sci_format(e['budget'], 2) for e in edges)})"] if edges else []
     return Criterion("runs", letter, f"{r['n']} runs" + (f", {', '.join(odd)}." if odd else "."))
 
 # %% ../nbs/08_allocation.ipynb #a1a0000a
@@ -309,7 +310,7 @@ def _rows(al):
             ("D/N", f"{al.tokens_per_param:.3g} tokens per parameter"), *_loss_rows(al)]
     if al.slack:
         rows.append(("slack", f"any N in {si_format(al.slack[0])} to {si_format(al.slack[1])} loses under 1 % of the compute"))
-    return rows + [("method", _method_text(al)), *_evidence_rows(al)] + [(c.name, f"{c.grade}  {c.says}") for c in al.criteria if c.grade != "A"] + _footing(al) + [("note", w) for w in al.warnings]
+    return rows + [("method", _method_text(al)), *_evidence_rows(al)] + [(c.name, f"{c.grade}: {c.says}") for c in al.criteria if c.grade != "A"] + _footing(al) + [("note", w) for w in al.warnings]
 
 def _loss_rows(al):
     show = "{:.4f}".format
@@ -350,14 +351,19 @@ def _held_text(h) -> str:
         return at + f"loss {h['observed']:.4f}; the parabolas promise nothing at this size"
     band = "" if h["low"] is None else f" ({h['low']:.4f} to {h['high']:.4f})"
     verdict = {True: "inside, ", False: "OUTSIDE, ", None: ""}[h["inside"]]
-    return at + f"loss {h['predicted']:.4f}{band} promised, {h['observed']:.4f} came: {verdict}{h['error']:+.2f} %"
+    return at + f"loss {h['predicted']:.4f}{band} promised, {h['observed']:.4f} came: {verdict}{_off(h['error'])}"
+
+def _off(error, digits=2) -> str:
+    "A promise over what came, in words"
+    return f"{abs(error):.{digits}f} % too {'little' if error < 0 else 'much'}"
 
 def _footing(al):
     "What it rests on"
     if not al.runs:
         return []
     outside = [k for k, ok in al.in_range.items() if not ok]
-    return [("rests on", f"{al.runs['n']} runs ({al.runs['hash']}), C = {al.convention}" + (f"; outside the runs: {', '.join(outside)}" if outside else "") + f"; scaling_nb {al.runs['version']}")]
+    runs = f"{al.runs['n']} runs" + (f", {al.repeats} of them repeats" if al.repeats else "")
+    return [("rests on", f"{runs} ({al.runs['hash']}), C = {al.convention}" + (f"; outside the runs: {', '.join(outside)}" if outside else "") + f"; scaling_nb {al.runs['version']}")]
 
 # %% ../nbs/08_allocation.ipynb #9087b098
 def _has_line(iso) -> bool:
@@ -551,7 +557,7 @@ def loss_refusal(
     confirmed = top * _confirmed(held)
     last = max((h for h in held if h["error"] is not None), key=lambda h: h["C"], default=None)
     if last and last["inside"] is False and abs(last["error"]) > 1 and C > 1.02 * top:
-        came = f"came out at {last['observed']:.4g} where {last['predicted']:.4g} was promised ({last['error']:+.2g} %), outside its band."
+        came = f"came out at {last['observed']:.4g} where {last['predicted']:.4g} was promised: {_off(last['error'], 1)}, and outside its band."
         return Refusal("contradicted", f"The hold-out run at {sci_format(last['C'], 2)} FLOPs {came}",
                        "Find out why (learning rate, batch, warm-up, data), then fit with it and hold out a larger one.")
     beyond = C / confirmed
@@ -657,8 +663,9 @@ def _other_form(fit):
         return None
     return other if other.law is not None and other.status.ok else None
 
-def _by_form(surface, known, method, C, refused) -> dict:
+def _by_form(known, method, C, refused) -> dict:
     "Form -> N and loss: of the fit that answers, and of the other form of the surface"
+    surface = known.get("surface")
     fits = {known[method].form if method == "surface" else "isoflop": known[method]}
     if surface is not None and (other := _other_form(surface)):
         fits[other.form] = other
@@ -778,7 +785,7 @@ def _with_evidence(al, asked, unique_tokens, recipe_checked):
     inside = lambda v, x: bool(x.min() / 1.02 <= v <= x.max() * 1.02)
     al = replace(al, slack=regret_band(fit, C) if asked.method == "surface" else None, convention=_convention(fit.curve),
                  seed_noise=asked.noise, repeats=0 if math.isinf(asked.dof) else asked.dof, loss_new_run=wide(al.loss_interval), loss_new_run_outer=wide(al.loss_outer),
-                 forms=_by_form(surface, asked.known, asked.method, C, "loss" in al.refusals) if asked.interval else {},
+                 forms=_by_form(asked.known, asked.method, C, "loss" in al.refusals) if asked.interval else {},
                  exponents=_exponents_at(fit, C, al.level, asked.interval is not None),
                  in_range={"N": inside(al.N, fit.N), "D": inside(al.D, fit.D), "D/N": inside(al.tokens_per_param, fit.D / fit.N)},
                  forecasts=_forecasts(fit) if asked.method == "surface" else (), misfit=misfit and asdict(misfit), identification=of_surface | of_line,

@@ -227,7 +227,7 @@ def _choice(fit, law, f, held, limit, point, level, refusal):
     best_N, _, best_loss = law.optimum(C, f)
     least = law.compute(max(point["loss"], best_loss), f)
     outer = None
-    if "loss" in intervals:
+    if "loss" in intervals and not refusal and fit.n <= 3000:  # more than the discrepancy band can take
         outer = tuple(float(v[0]) for v in loss_band(fit, np.array([N]), np.array([D]), level))
     inside = (lambda v, x: bool(x.min() / 1.02 <= v <= x.max() * 1.02)) if known else None
     notes = [f"No interval could be had: {why}"] if why else []
@@ -237,7 +237,7 @@ def _choice(fit, law, f, held, limit, point, level, refusal):
         intervals.pop("loss", None)
     return Choice(held=held, C=C, N=N, D=D, tokens_per_param=D / N, loss=None if refusal else point["loss"], intervals=intervals, level=level, regret=max(1 - least / C, 0.),
                   best_N=best_N, best_loss=None if refusal else best_loss, serving=float(_cost(f)(N) / _cost(f)(law.optimum(least, f)[0])), extrapolation=C / float(fit.C.max()) if known else None,
-                  loss_outer=None if refusal else outer, limit=limit, in_range={"N": inside(N, fit.N), "D": inside(D, fit.D), "D/N": inside(D / N, fit.D / fit.N)} if known else {},
+                  loss_outer=outer, limit=limit, in_range={"N": inside(N, fit.N), "D": inside(D, fit.D), "D/N": inside(D / N, fit.D / fit.N)} if known else {},
                   refusals=dict(loss=refusal) if refusal else {}, notes=tuple(notes), mock=bool(getattr(fit, "mock", False)))
 
 # %% ../nbs/08a_choices.ipynb #c8c0001f

@@ -378,7 +378,7 @@ def test_every_letter_of_every_criterion(name, grade, kw):
     assert found.grade == grade, found
     assert al.grade >= grade and found.says.endswith((".", "horizons"))
     text = str(al)
-    assert (f"{grade}  {found.says}" in text) is (grade != "A") and f"{al.grade}: {GRADES[al.grade]}" in text
+    assert (f"{grade}: {found.says}" in text) is (grade != "A") and f"{al.grade}: {GRADES[al.grade]}" in text
 
 
 def test_the_table_of_letters_is_whole():

@@ -346,6 +346,10 @@ def test_both_bands_are_those_of_the_intervals(sound):
     areas = [m for m in re.findall(r'"mark": \{[^}]*"area"', json.dumps(chart.to_dict()))]
     assert len(areas) == 4 and "pale band" in titles(chart) and ch.si_format(path.N_outer_high.iloc[-1]) in titles(chart)
     drawn(chart)
+    far, near = (ch.plot_loss(sound, C=C) for C in (1e22, 1e21))
+    assert "withheld beyond 1.0e21 FLOPs" in titles(far) and "withheld" not in titles(near), "what `compute_optimal` refuses is not drawn"
+    drawn(far)
+    assert far.to_dict()["description"].splitlines()[-1].startswith("1.00e21") and ch.plot_optimum(sound, C=1e22).to_dict()["description"].splitlines()[-1].endswith("-")
     bare = ch.optimum_path(sound, interval=None)
     assert bare.N_low.isna().all() and bare.N_outer_low.isna().all() and np.allclose(bare.N, sound.law.optimum(bare.C.to_numpy())[0])
     none = ch.plot_optimum(sound, n_boot=0)
