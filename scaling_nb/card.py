@@ -114,9 +114,10 @@ def _recipe(specs, results, recipe) -> dict:
     if isinstance(rule, dict): across = "yes: the rate is a law of N and D, fitted to runs of its own" if rule.get("c2") else "no: the rate was measured, but its law has no term in D"
     elif isinstance(rule, (int, float)) or rule == "auto": across = "no: one rate, not measured here"
     else: across = f"no: the published rule {rule}, not checked on these runs" if rule in LR_RULES else _gap("the rate comes from a function of the user's")
-    return {"recipe": how, "learning rate": _or(lr, "the optimizer's factory brings its own"), "validated across horizons": across, "batch, samples": _or(_span(sizes), "it was stored without"),
-            "warm-up share": _or(_span(x["warmup"]/x["D"] for x in s if x.get("D")), "it was stored without"), "decay share": _or(_span(x["decay"]/x["D"] for x in s if x.get("D")), "it was stored without"),
-            "optimizer": _or(recipe.get("optimizer"), "it was stored without"), "schedule": _or(recipe.get("schedule"), "it was stored without"), "seeds": sorted({x["seed"] for x in specs}),
+    gone, share = "it was stored without", lambda k: _span(x[k]/x["D"] for x in s if x.get("D"))
+    return {"recipe": how, "learning rate": _or(lr, "the optimizer's factory brings its own"), "validated across horizons": across, "batch, samples": _or(_span(sizes), gone),
+            "warm-up share": _or(share("warmup"), gone), "decay share": _or(share("decay"), gone),
+            "optimizer": _or(recipe.get("optimizer"), gone), "schedule": _or(recipe.get("schedule"), gone), "seeds": sorted({x["seed"] for x in specs}),
             "checkpoints": "only losses at the end of a run enter the fit; the last checkpoint is removed when a run succeeds"}
 
 def _runs(study, specs, attempts) -> dict:

@@ -340,6 +340,7 @@ def describe_data(
 ) -> dict:  # Parts `data` and `held_out` of study.json; None for what is not known
     "What is known of the data, as plain data: its size in samples and tokens, its tokenizer where it names one, and which part of it is held out."
     data, val, per = as_dataset(problem.data), problem.val_data, per or tokens_per_sample(problem)
+    per_val = per if val is None else problem.tokens_per_sample or count_tokens(first_batch(as_dataset(val), 1)[1])
     n = None if is_stream(data) else len(data)
     n_val = _n_val(problem, n) if val is None and n else len(as_dataset(val)) if val is not None and not is_stream(as_dataset(val)) else None
     used = problem.val_samples if n_val is None else min(n_val, problem.val_samples)
@@ -348,7 +349,7 @@ def describe_data(
     named = getattr(problem.data, "tokenizer", None)
     named = next((v for v in (named, getattr(named, "name_or_path", None), getattr(named, "name", None), getattr(named, "__name__", None)) if isinstance(v, str)), None)
     return dict(data=dict(samples=n if val is not None or n is None else n - n_val, tokens_per_sample=per, bytes_per_token=bytes_per_token(problem), tokenizer=named),
-                held_out=dict(how=how, samples=used, at_most=n_val is None, tokens=used*per, fingerprint=content_hash([*hashed, used])))
+                held_out=dict(how=how, samples=used, at_most=n_val is None, tokens=used*per_val, fingerprint=content_hash([*hashed, used])))
 
 # %% ../nbs/00_contracts.ipynb #6c5d2a49
 @dataclass(frozen=True)

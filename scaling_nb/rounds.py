@@ -82,7 +82,7 @@ def edge_round(
     return Round("edge", tuple(specs), f"the least loss of {'budget' if len(budgets) == 1 else 'budgets'} {', '.join(sci_format(b, 2) for b in budgets)} lies at the edge of the sizes, so they are extended there.")
 
 # %% ../nbs/10a_rounds.ipynb #10a1000d
-def _ladder(problem, fit, top_C, multiple, n=13) -> pd.DataFrame:
+def _ladder(problem, fit, top_C, multiple, n=10) -> pd.DataFrame:
     "Sizes to choose from, log-spaced between the smallest of the runs and four times the optimum of the largest budget."
     top = max(4*fit.law.optimum(top_C, fit.curve)[0], fit.N.max())
     costs = {}

@@ -101,6 +101,13 @@ def _size_for(probe: _Probes, N: float, multiple: int | None) -> int | None:
     return best
 
 # %% ../nbs/02_sweep.ipynb #2a6f01e1
+_asked_last = []   # (Problem, _Probes)
+
+def _probes_of(problem: Problem) -> _Probes:
+    "The probes of the problem that was asked last are kept: its sizes cost today what they cost before."
+    if not (_asked_last and _asked_last[0][0] is problem): _asked_last[:] = [(problem, _Probes(problem))]
+    return _asked_last[0][1]
+
 def nearest_size(
     problem: Problem,
     N: float,                     # Matmul parameters wanted
@@ -108,8 +115,8 @@ def nearest_size(
 ) -> ModelCost:                   # Its size, its real N and its FLOPs a token
     "The model that can be built whose N is nearest, in the logarithm. Raises ValueError when N is not positive, or when no size near it can be built."
     if not (N > 0 and math.isfinite(N)): raise ValueError(f"`N` must be a positive number of parameters, but got {N!r}.")
-    probe = _Probes(problem)
-    _ladder(probe, N)
+    probe = _probes_of(problem)
+    if not any(c.N >= N for c in probe.costs.values()) or len(probe.costs) < 2: _ladder(probe, N)
     if (size := _size_for(probe, N, multiple)) is None: raise ValueError(f"No size near N = {N:.3g} could be built. The model said: {next(iter(probe.refused.values()), 'nothing')}.")
     m = multiple or min(64, 2**max(0, int(math.log2(size/4))))
     near = [c for s in (size - m, size, size + m) if s > 0 and (c := probe(s)) is not None]

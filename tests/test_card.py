@@ -183,6 +183,8 @@ def test_what_is_known_of_the_data():
     assert same == d["held_out"]["fingerprint"] and len({same, other(seed=1), other(val_samples=7), other(val_data=(x[:50], y[:50])), other(data=(x + 1, y))}) == 5
     assert other(val_data=(x[:50], y[:50])) == other(val_data=(x[:50], y[:50]), data=(x + 1, y))          # another training set, the same held-out set: losses compare
 
+    assert describe_data(replace(problem, val_data=(x[:4, :5], y[:4, :5])))["held_out"]["tokens"] == 20   # its own windows, not those of the training set
+
     class Named(torch.utils.data.TensorDataset):
         tokenizer = "gpt2"
     assert describe_data(replace(problem, data=Named(x, y)))["data"]["tokenizer"] == "gpt2"

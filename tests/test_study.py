@@ -201,7 +201,7 @@ def test_the_report_is_one_file_with_the_card_beside_it(tmp_path):
     reader = Fetches()
     reader.feed(page)
     assert reader.found == [] and reader.charts >= 8 and page.count('class="snb-chart"') == reader.charts
-    assert reader.order == ["The answer", "What to distrust", "Pictures", "Every run", "The card", "details"]
+    assert reader.order == ["The answer", "What to distrust", "Pictures", "details", "Every run", "The card", "details"]
     style = page[page.index("<style>"):page.index("</style>")]
     assert "@import" not in style and "url(" not in style and "vegaEmbed" in page
     card = study.card()
