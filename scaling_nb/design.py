@@ -160,7 +160,7 @@ def _forecast_lines(f) -> list:
     return out + [f"{said}; the width is that of chance, if the law's form is right."] if said else out
 
 # %% ../nbs/08b_design.ipynb #d0e50018
-NOISE = .003  # Standard deviation of ln L between seeds where none is known; METHODS A.2.7 has .2 to .5 %
+NOISE = .003  # Standard deviation of ln L between seeds where none is known; public sweeps have .2 to .5 %
 
 def _taken(law, noise, N, D, C):
     "(law, noise (R,), what was guessed): of a fit its own, of nothing a guess"
@@ -241,36 +241,37 @@ def _redrawn(law, N, D, noise, bad, n, seed):
         e = e + np.where(rng.random(e.shape) < bad, 10 * noise * rng.standard_exponential(e.shape), 0)
     return law.loss(N, D) * np.exp(e)
 
-def _thresholds(base, L, delta, coarse):
-    "Refit sweeps with like thresholds together: laws (S, 5), the thresholds used, residuals (S, R), rows of `refit`"
-    step, rows = np.round(np.log(delta) / coarse).astype(int), [None] * len(L)
-    for k in np.unique(step):
-        i = np.flatnonzero(step == k)
-        for j, row in zip(i, refit(replace(base, delta=math.exp(k * coarse)), np.ones((len(i), L.shape[1])), L[i]).itertuples(index=False)):
-            rows[j] = row
-    laws = np.array([row[:5] for row in rows])
+def _refitted(base, L, delta):
+    "Refit sweeps at these thresholds (S,), equal ones together: laws (S, 5), objective and whether to believe it (S,), residuals (S, R)"
+    laws, value, good = np.empty((len(L), 5)), np.empty(len(L)), np.empty(len(L), bool)
+    for d in np.unique(delta):
+        i = np.flatnonzero(delta == d)
+        found = refit(replace(base, delta=float(d)), np.ones((len(i), L.shape[1])), L[i])
+        laws[i], value[i], good[i] = found[["E", "A", "B", "alpha", "beta"]], found["objective"], ~found["at_bound"] & (found["decrement"] <= 1e-8)
     fitted = laws[:, 0, None] + laws[:, 1, None] * base.N ** -laws[:, 3, None] + laws[:, 2, None] * base.D ** -laws[:, 4, None]
-    return laws, np.exp(step * coarse), np.log(L / fitted), rows
+    return laws, value, good, np.log(L / fitted)
 
 # %% ../nbs/08b_design.ipynb #d0e50027
-def _fits(base, L) -> list:
+def _fits(base, L, step=.04) -> list:
     "`fit_law` of every sweep (S, R): quickly where that is as good, by itself where it is not"
-    if base is None:
-        return []
-    delta = np.full(len(L), base.delta)
-    for coarse in (.1, .1, .04):
-        laws, used, r, rows = _thresholds(base, L, delta, coarse)
-        delta = np.array([_auto_delta(v) for v in r])
-    out = []
-    for law, d, v, losses, row in zip(laws, used, r, L, rows):
-        surface = None if row.at_bound or row.decrement > 1e-8 else ChinchillaLaw(*map(float, law))
-        condition = math.inf if surface is None else _condition(_runs_at(surface, base.N, base.D, v, d).J * (losses * np.exp(-v))[:, None])
-        if condition > 300 or _blind(base.N, base.D, np.log(losses), base.weights, d, row.objective, len(losses)):
-            out.append(fit_law(base.N, base.D, losses, C=base.C))
-        else:
-            out.append(replace(base, law=surface, status=FitStatus.CONVERGED, message=f"{len(losses)} runs.", at_bounds=(), delta=d, residuals=v, L=losses, condition=condition,
-                               n=len(losses), objective=row.objective, decrement=row.decrement))
-    return out
+    delta, todo = np.full(len(L), .03), np.arange(len(L))
+    laws, value, good, r = _refitted(base, L, delta)
+    for _ in range(6):  # as the solver does: the residuals give the threshold, until it stays; here to `step`
+        now = np.exp(step * np.round(np.log([_auto_delta(v) for v in r[todo]]) / step))
+        todo, now = todo[moved := now != delta[todo]], now[moved]
+        if not len(todo):
+            break
+        delta[todo] = now
+        laws[todo], value[todo], good[todo], r[todo] = _refitted(base, L[todo], now)
+    return [_judged(base, *v) for v in zip(L, laws, value, good, r, delta.tolist())]
+
+def _judged(base, L, law, value, good, r, delta):
+    "One of them as a FitResult"
+    law = ChinchillaLaw(*map(float, law)) if good else None
+    condition = _condition(_runs_at(law, base.N, base.D, r, delta).J * (L * np.exp(-r))[:, None]) if good else math.inf
+    if condition > 300 or _blind(base.N, base.D, np.log(L), base.weights, delta, value, len(L)):
+        return fit_law(base.N, base.D, L, C=base.C)
+    return replace(base, law=law, status=FitStatus.CONVERGED, message=f"{len(L)} runs.", at_bounds=(), delta=delta, residuals=r, L=L, condition=condition, n=len(L), objective=float(value))
 
 # %% ../nbs/08b_design.ipynb #d0e50029
 _ASKED = dict(N=0, D=1, loss=3)  # Rows of the intervals; N and D are in logarithms there
@@ -333,7 +334,7 @@ def _rehearsal_lines(self) -> list:
     if self.refused:
         why = self.frame.loc[self.frame["N"].isna() if "N" in self.frame else slice(None), "status"].value_counts()
         named = ", ".join(f"{name.lower().replace('_', ' ')}: {count}" for name, count in why.items())
-        out.append(f"{100 * self.refused:.2g} % gave no answer ({named}).")
+        out.append(f"{100 * self.refused:.0f} % gave no answer ({named}).")
     if len(s):
         sd, off = s["sd"]["ln N"], s["bias"]["ln N"] / s["sd"]["ln N"]
         side = f", {'above' if off > 0 else 'below'} it by {abs(off):.1f} of that on average" if abs(off) > .2 else ""
@@ -510,7 +511,7 @@ def edge_points(
     rounds=2,   # At most, per budget
     tokens_per_param=(.1, math.inf),  # (least, most) D/N of a run
 ) -> pd.DataFrame:  # budget, N, D, side, round, reason; N is NaN for a budget that is given up
-    "Two sizes beyond each open edge, at the same compute (METHODS A.3.4); empty where every budget has its minimum or too few sizes to tell"
+    "Two sizes beyond each open edge, at the same compute; empty where every budget has its minimum or too few sizes to tell"
     rows, runs = [], runs if "role" in runs else runs.assign(role="grid")
     for k in np.flatnonzero(fit.budgets["status"].isin(("edge", "flat", "not convex"))):
         row, x = fit.budgets.iloc[k], np.log(fit.N[fit.group == k])
