@@ -384,6 +384,11 @@ class _Grid:
 
     def flops(self, N): return self.k*N if self.k else _interp(N, [c.N for c in self.probe.table], [c.flops_per_token for c in self.probe.table])
 
+    def longest(self) -> float:
+        "The largest budget of a run that keeps to the limit of time, FLOPs."
+        limit = self.constraints.seconds
+        return math.inf if limit is None or self.speed is None or callable(self.speed) else .999*limit*self.speed
+
     def expected(self, C, tokens_per_param=None):
         "The N that a budget C can train on so many tokens a parameter."
         lo, hi, ratio = 1., 1e15, tokens_per_param or self.tokens_per_param
@@ -488,16 +493,17 @@ def _usable(cells, budgets, tokens_per_param) -> bool:
 
 def _fit_money(grid, money, n, ratio):
     "(cells, dropped cells) of `n` budgets a factor `ratio` apart that cost `money` or a little less; None where a budget is left without a usable row."
-    top, best, over = money/(grid.n_sizes*sum(ratio**-i for i in range(n))), None, math.inf
+    longest = min(grid.longest(), money/3)
+    top, best, over = min(longest, money/(grid.n_sizes*sum(ratio**-i for i in range(n)))), None, math.inf
     for _ in range(12):
         budgets = [_round_down(top*ratio**-i) for i in reversed(range(n))]
         cells, dropped = _cells(grid, budgets)
         cost = _cost(grid, cells)
         if cost <= money and (best is None or cost > best[0]): best = cost, top, budgets, cells, dropped
         if cost > money: over = min(over, top)
-        if best and (best[0] > .98*money or best[0] > .8*money and not _usable(best[3], best[2], grid.tokens_per_param)): break
+        if best and (best[0] > .98*money or best[1] == longest or best[0] > .8*money and not _usable(best[3], best[2], grid.tokens_per_param)): break
         guess = top*min(4., .992*money/cost) if cost else 4*top
-        top = guess if best is None or best[1] < guess < over else math.sqrt(best[1]*min(over, 2*best[1]))
+        top = min(longest, guess if best is None or best[1] < guess < over else math.sqrt(best[1]*min(over, 2*best[1])))
     return best[3:] if best and _usable(best[3], best[2], grid.tokens_per_param) else None
 
 # %% ../nbs/02_sweep.ipynb #2a6f04e4
@@ -556,17 +562,17 @@ def _hold_out(grid, money, top):
     if not money: return [], [], []
     size = _size_for(grid.probe, grid.expected(FARTHEST*top), grid.multiple)
     cost = grid.probe(size)
-    C = _round_down(min(FARTHEST*top, money*(grid.k*cost.N/cost.flops_per_token if grid.k else 1.)))
-    if C < 1.2*top: return [], [], [f"no hold-out run: its share pays for {C/top:.2g}x the top budget, which is no test of an extrapolation"]
+    C = _round_down(min(FARTHEST*top, grid.longest(), money*(grid.k*cost.N/cost.flops_per_token if grid.k else 1.)))
+    if C < 1.2*top: return [], [], [f"no hold-out run: what may be spent on it is {C/top:.2g}x the top budget, which is no test of an extrapolation"]
     run, why = _cell(grid, C, _size_for(grid.probe, grid.expected(C), grid.multiple), "hold-out")
     return ([run], [], []) if run else ([], [why], [f"no hold-out run: {why['reason']}"])
 
-def _relaxations(constraints, memory):
-    "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them."
+def _relaxations(constraints, **own):
+    "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them, with the machine's `own`."
     if constraints is not None: return [(constraints, "")]
-    best = Constraints.recommended(memory=memory)
+    best = Constraints.recommended(**own)
     fewer = [(replace(best, steps=n), f"runs of {n} steps are allowed, not only of {best.steps}") for n in (250, 100)]
-    return [(best, ""), *fewer, (Constraints(memory=memory), "only D/N over 0.1 is kept to")]
+    return [(best, ""), *fewer, (Constraints(**own), "only D/N over 0.1 is kept to")]
 
 def _choose(grid, limits, money, n, ratio):
     "(grid, (cells, dropped), layout, what was given up) of the widest grid under the strictest limits that the money pays for; a decade of budgets comes before the number of steps."
@@ -579,11 +585,12 @@ def _choose(grid, limits, money, n, ratio):
                 if found := _fit_money(g, money, *layout): return g, found, layout, gave_up
     return None
 
-def _least(grid, money, ratio) -> float | None:
-    "The FLOPs of the least grid under the grid's limits, a few percent too many at most."
+def _least(grid, money, most, ratio) -> float | None:
+    "The FLOPs of the least grid under the grid's limits, a few percent too many at most; None where none under `most` does."
     works = lambda m: _fit_money(grid, m, 3, min(ratio, 2.)) is not None
-    hi = next((money*4**i for i in range(1, 20) if works(money*4**i)), None)
-    lo = hi and hi/4
+    rising = [*(money*4**i for i in range(1, 40) if money*4**i < most), most]
+    hi = next((m for m in rising if works(m)), None)
+    lo = hi and max([money, *(m for m in rising if m < hi)])
     while hi and hi > 1.03*lo:
         mid = math.sqrt(lo*hi)
         lo, hi = (lo, mid) if works(mid) else (mid, hi)
@@ -643,21 +650,24 @@ def _from_budgets(grid, budgets, slots, **told):
     raise ValueError(f"No run fits the budgets {[f'{b:.3g}' for b in budgets]}: " + (f"the smallest model that was tried needs {least:.2g} FLOPs. Raise the budgets or allow smaller sizes."
                      + (f" Of size {dropped[-1]['size']}: {dropped[-1]['reason']}." if dropped else "") if least else f"no size could be built. {next(iter(grid.probe.refused.values()), '')}"))
 
-def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware):
+def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, hours):
     "The plan that `money` FLOPs pay for."
     if money > target: raise ValueError(f"What may be spent is {money:.3g} FLOPs, more than the target of {target:.3g}: train at the target itself, or name `budgets`.")
-    limits = _relaxations(constraints, hardware.memory if hardware else None)
+    limits = _relaxations(constraints, memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
     found = _choose(grid, limits, shares[0]*money, n_budgets, budget_ratio)
     if found is None:
-        least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, budget_ratio)
-        enough = least and f"The least that does is spend={_round_up(least/shares[0]/target):.2g}, {_round_up(least/shares[0]):.2g} FLOPs."
+        least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, shares[0]*target, budget_ratio)
+        enough = least and f"The least that does is spend={min(1., _round_up(least/shares[0]/target)):.2g}, {_round_up(least/shares[0]):.2g} FLOPs."
         raise ValueError(f"What may be spent is {money:.3g} FLOPs, and the {shares[0]:.0%} of it for the grid pay for no three budgets with three sizes each on both sides of the expected optimum. "
-                         + (enough or f"No amount does under {limits[-1][0]}: loosen them."))
+                         + (enough or f"No share of the target does under {limits[-1][0]}."))
     g, (cells, dropped), (n, ratio), gave_up = found
     top = max(s.budget for s in cells)
     above, lost, notes = _hold_out(g, shares[2]*money, top)
     if (n, ratio) != (n_budgets, budget_ratio):
         notes = [f"{n} budgets a factor {ratio:.2g} apart, not {n_budgets} a factor {budget_ratio:.2g}: lower ones would not keep three sizes on both sides of the expected optimum", *notes]
+    if (spent := _cost(g, cells)) < .9*shares[0]*money:
+        why = f"no run may take longer than {format_seconds(g.constraints.seconds)}" if g.constraints.seconds else "larger budgets break a limit"
+        notes = [f"the grid costs {spent:.3g} of the {shares[0]*money:.3g} FLOPs that it may: {why}", *notes]
     if gave_up: notes = [f"{gave_up}: this much compute leaves no grid that keeps to Constraints.recommended()", *notes]
     plan = _finish(g, [*cells, *above], [*dropped, *lost], slots, notes, target=target, hardware=hardware)
     return replace(plan, reserve_flops=max(0., money - plan.total_flops) if shares[1] else 0.)
@@ -711,9 +721,9 @@ def plan_sweep(
         hardware = _this_machine(grid, price, top)
         if top is None: hardware = _this_machine(grid, price, _money(target, spend, hours, dollars, hardware, slots)/20)
     if speed == "measure" and (hardware or limited): speed = (hardware or _this_machine(grid, None, top)).flops
-    if limited and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
-    grid = replace(grid, speed=None if speed == "measure" else speed)
+    if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
+    grid = replace(grid, speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
     plan = (_from_budgets(grid, budgets, slots, target=target, hardware=hardware) if budgets is not None else
-            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware))
+            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, hours))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)
