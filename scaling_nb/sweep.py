@@ -186,7 +186,7 @@ def why_not(
     def check(what, x, low, high, say="{:.3g}".format):
         if low is not None and x < low: broken.append(f"{what} = {say(x)} is under {say(low)}")
         if high is not None and x > high*(1 + 1e-9): broken.append(f"{what} = {say(x)} is over {say(high)}")
-    check("D/N", run.D/run.N, *limits.tokens_per_param)
+    check("D/N", run.D/run.N, *limits.tokens_per_param, "{:.4g}".format)
     check("size", run.size, *limits.sizes, str)
     check("steps", settings.steps(per), limits.steps, None, "{:,}".format)
     check("warm-up", settings.warmup/run.D, None, limits.warmup_share, "{:.0%} of the run".format)
@@ -213,7 +213,8 @@ class SweepPlan:
     trunks: tuple = ()                  # of Trunk: runs whose beginning is trained once
     constraints: Constraints = Constraints()  # What the runs were held to
     target: float | None = None         # FLOPs of the run that the sweep is for
-    reserve_flops: float = 0.           # Kept back for adaptive rounds
+    spend_flops: float | None = None    # FLOPs that the whole sweep may cost; None where budgets were named
+    reserve_flops: float = 0.           # Of them, kept back for adaptive rounds
     hardware: Hardware | None = None    # What the runs will be trained on, where that is known
 
     @property
@@ -280,8 +281,9 @@ def _target_lines(plan: SweepPlan) -> list:
     if plan.target is None: return []
     far, top = plan.extrapolation, plan.budgets[-1]
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
-    kept = [f"{plan.reserve_flops/(plan.total_flops + plan.reserve_flops):.0%} kept for adaptive rounds ({plan.reserve_flops:.3g} FLOPs)"] if plan.reserve_flops else []
-    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *kept])]
+    may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
+    kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
+    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *may, *kept])]
     return out + ([str(plan.forecast())] if hasattr(plan, "forecast") else [])
 
 def _hardware_lines(plan: SweepPlan) -> list:
@@ -375,6 +377,7 @@ class _Grid:
     trunks: bool
     speed: float | None       # FLOP/s, or a function of N; None where unknown
     for_target: bool = False  # The budgets are chosen too: sizes keep to the limits of D/N, and rungs to the step between budgets
+    hold_out: bool = False    # A run above the top budget has to keep to the limit of time too
 
     @property
     def per(self): return self.report.tokens_per_sample
@@ -475,6 +478,8 @@ def _replicate(cells, n, tokens_per_param):
     return out
 
 # %% ../nbs/02_sweep.ipynb #2a6f04e2
+FARTHEST = 3.   # times the top budget, of the hold-out run
+
 def _cost(grid, cells) -> float:
     "Measured FLOPs of the runs, shared trunks counted once."
     return SweepPlan(tuple(cells), trunks=share_trunks(cells, grid.recipe, grid.per) if grid.trunks else ()).total_flops
@@ -493,12 +498,16 @@ def _usable(cells, budgets, tokens_per_param) -> bool:
 
 def _fit_money(grid, money, n, ratio):
     "(cells, dropped cells) of `n` budgets a factor `ratio` apart that cost `money` or a little less; None where a budget is left without a usable row."
-    longest = min(grid.longest(), money/3)
+    longest = min(grid.longest()/(FARTHEST if grid.hold_out else 1), money/3)
     top, best, over = min(longest, money/(grid.n_sizes*sum(ratio**-i for i in range(n)))), None, math.inf
-    for _ in range(12):
+    for _ in range(20):
         budgets = [_round_down(top*ratio**-i) for i in reversed(range(n))]
         cells, dropped = _cells(grid, budgets)
         cost = _cost(grid, cells)
+        if dropped and not _usable(cells, budgets[-1:], grid.tokens_per_param):   # the largest models break a limit: lower
+            best, longest = None, top/1.5
+            top = longest
+            continue
         if cost <= money and (best is None or cost > best[0]): best = cost, top, budgets, cells, dropped
         if cost > money: over = min(over, top)
         if best and (best[0] > .98*money or best[1] == longest or best[0] > .8*money and not _usable(best[3], best[2], grid.tokens_per_param)): break
@@ -555,8 +564,6 @@ def _money(target, spend, hours, dollars, hardware, slots) -> float:
     return spend*target if spend is not None else flops_of_hours(hours, hardware, slots) if hours is not None else flops_of_dollars(dollars, hardware)
 
 # %% ../nbs/02_sweep.ipynb #2a6f05e3
-FARTHEST = 3.   # times the top budget, of the hold-out run
-
 def _hold_out(grid, money, top):
     "([the run above the top budget], [what is dropped], [what to say])."
     if not money: return [], [], []
@@ -669,8 +676,7 @@ def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constrain
         why = f"no run may take longer than {format_seconds(g.constraints.seconds)}" if g.constraints.seconds else "larger budgets break a limit"
         notes = [f"the grid costs {spent:.3g} of the {shares[0]*money:.3g} FLOPs that it may: {why}", *notes]
     if gave_up: notes = [f"{gave_up}: this much compute leaves no grid that keeps to Constraints.recommended()", *notes]
-    plan = _finish(g, [*cells, *above], [*dropped, *lost], slots, notes, target=target, hardware=hardware)
-    return replace(plan, reserve_flops=max(0., money - plan.total_flops) if shares[1] else 0.)
+    return _finish(g, [*cells, *above], [*dropped, *lost], slots, notes, target=target, spend_flops=money, reserve_flops=shares[1]*money, hardware=hardware)
 
 # %% ../nbs/02_sweep.ipynb #2a6f06e0
 def plan_sweep(
@@ -715,7 +721,7 @@ def plan_sweep(
     probe = _Probes(problem)
     sizes, n_sizes, replicates = None if sizes is None else tuple(sizes), n_sizes or (5 if hybrid else 7), int(budgets is None) if replicates is None else replicates
     grid = _Grid(probe, check_problem(problem, *_check_sizes(probe, sizes)), recipe or Recipe(), constraints or Constraints(), sizes, n_sizes, span, multiple,
-                 tokens_per_param, flops_per_param_per_token, seed, replicates, trunks, None, budgets is None)
+                 tokens_per_param, flops_per_param_per_token, seed, replicates, trunks, None, budgets is None, budgets is None and shares[2] > 0)
     limited, top = grid.constraints.seconds is not None, max(budgets) if budgets else spend*target/20 if spend else None
     if measured:
         hardware = _this_machine(grid, price, top)
