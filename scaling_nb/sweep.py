@@ -505,7 +505,7 @@ def _fit_money(grid, money, n, ratio):
         cells, dropped = _cells(grid, budgets)
         cost = _cost(grid, cells)
         if dropped and not _usable(cells, budgets[-1:], grid.tokens_per_param):   # the largest models break a limit: lower
-            best, longest = None, top/1.5
+            best, longest = None, top/1.25
             top = longest
             continue
         if cost <= money and (best is None or cost > best[0]): best = cost, top, budgets, cells, dropped
