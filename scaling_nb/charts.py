@@ -369,7 +369,7 @@ def plot_plan(
     if len(out):
         layers.append(alt.Chart(_data(out)).mark_text(text="×", fontSize=13, color=_INK).encode(x, y, tooltip=tips))
     runs = int(frame.runs.sum())
-    held = f"◇ hold-out, not for the fit: {', '.join(f'N = {si_format(r.N)} at {names[float(r.budget)]}' for r in frame[frame.state == 'hold-out'].itertuples())}" if len(above) else ""
+    held = f"open diamond: held out from the fit, {', '.join(f'N = {si_format(r.N)} at {names[float(r.budget)]}' for r in frame[frame.state == 'hold-out'].itertuples())}" if len(above) else ""
     reasons = ""
     if len(plan.dropped):
         one = plan.dropped.iloc[0]

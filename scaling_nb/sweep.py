@@ -7,6 +7,7 @@ __all__ = ['FARTHEST', 'RunSpec', 'nearest_size', 'Trunk', 'share_trunks', 'Cons
            'SweepPlan', 'measure_speed', 'default_slots', 'plan_sweep']
 
 # %% ../nbs/02_sweep.ipynb #57118927
+import bisect
 import math
 import os
 import time
@@ -71,11 +72,10 @@ class _Probes:
 
 # %% ../nbs/02_sweep.ipynb #c415aadb
 def _interp(x, xs, ys):
-    "Linear in the logarithms, and beyond the ends too."
-    lx, lxs, lys = math.log(x), np.log(xs), np.log(ys)
-    if len(lxs) == 1: return float(ys[0])
-    i = int(np.clip(np.searchsorted(lxs, lx) - 1, 0, len(lxs) - 2))
-    return float(np.exp(lys[i] + (lys[i+1] - lys[i])*(lx - lxs[i])/(lxs[i+1] - lxs[i])))
+    "Linear in the logarithms, and beyond the ends too; `xs` rise."
+    if len(xs) == 1: return float(ys[0])
+    i = min(max(bisect.bisect_left(xs, x) - 1, 0), len(xs) - 2)
+    return ys[i]*(ys[i+1]/ys[i])**(math.log(x/xs[i])/(math.log(xs[i+1]/xs[i]) or 1.))
 
 def _ladder(probe: _Probes, top_N: float):
     "Probe doublings until the model holds `top_N` matmul parameters."
@@ -385,8 +385,6 @@ class _Grid:
     @property
     def aligned(self): return self.trunks and not why_apart(self.recipe)
 
-    def flops(self, N): return self.k*N if self.k else _interp(N, [c.N for c in self.probe.table], [c.flops_per_token for c in self.probe.table])
-
     def longest(self) -> float:
         "The largest budget of a run that keeps to the limit of time, FLOPs."
         limit = self.constraints.seconds
@@ -394,11 +392,12 @@ class _Grid:
 
     def expected(self, C, tokens_per_param=None):
         "The N that a budget C can train on so many tokens a parameter."
-        lo, hi, ratio = 1., 1e15, tokens_per_param or self.tokens_per_param
-        for _ in range(200):
-            mid = math.sqrt(lo*hi)
-            lo, hi = (mid, hi) if self.flops(mid)*ratio*mid < C else (lo, mid)
-        return lo
+        Ns, fs = [c.N for c in self.probe.table], [self.k*c.N if self.k else c.flops_per_token for c in self.probe.table]
+        ratio = tokens_per_param or self.tokens_per_param
+        costs = [f*ratio*N for f, N in zip(fs, Ns)]           # of such a run at each size: it rises by the square and more
+        rising = [i for i in range(len(Ns)) if costs[i] > max(costs[:i], default=0)]
+        if len(rising) == 1: return Ns[0]*math.sqrt(C/costs[0])
+        return _interp(C, [costs[i] for i in rising], [Ns[i] for i in rising])
 
 # %% ../nbs/02_sweep.ipynb #2a6f03e1
 def _row(grid, budgets, centres):
@@ -448,7 +447,7 @@ def _fill(grid, budget, cells, dropped):
     "Runs for a row that lost some: in the middle of its widest gaps, up to where the dropped ones stood."
     cells, seen = list(cells), {x.size if isinstance(x, RunSpec) else x["size"] for x in [*cells, *dropped]}
     gaps = sorted(math.log(grid.probe(s).N) for s in seen)
-    for _ in range(2*grid.n_sizes):
+    for _ in range(grid.n_sizes if cells else 0):
         if len(cells) >= grid.n_sizes or len(gaps) < 2: break
         i = int(np.argmax(np.diff(gaps)))
         middle = (gaps[i] + gaps[i+1])/2
@@ -496,15 +495,20 @@ def _usable(cells, budgets, tokens_per_param) -> bool:
     rows = [[s.D/s.N for s in cells if s.budget == b and s.role == "grid"] for b in budgets]
     return all(len(r) >= 3 and 2*min(r) <= tokens_per_param <= max(r)/2 for r in rows)
 
+def _too_large(grid, budget) -> bool:
+    "Is there no usable row at the budget even without the limits that a larger one would keep?"
+    g = replace(grid, constraints=replace(grid.constraints, steps=None, warmup_share=None, batch=None))
+    return not _usable(_cells(g, [budget])[0], [budget], g.tokens_per_param)
+
 def _fit_money(grid, money, n, ratio):
     "(cells, dropped cells) of `n` budgets a factor `ratio` apart that cost `money` or a little less; None where a budget is left without a usable row."
     longest = min(grid.longest()/(FARTHEST if grid.hold_out else 1), money/3)
     top, best, over = min(longest, money/(grid.n_sizes*sum(ratio**-i for i in range(n)))), None, math.inf
-    for _ in range(20):
+    for _ in range(16):
         budgets = [_round_down(top*ratio**-i) for i in reversed(range(n))]
         cells, dropped = _cells(grid, budgets)
         cost = _cost(grid, cells)
-        if dropped and not _usable(cells, budgets[-1:], grid.tokens_per_param):   # the largest models break a limit: lower
+        if dropped and not _usable(cells, budgets[-1:], grid.tokens_per_param) and _too_large(grid, budgets[-1]):
             best, longest = None, top/1.25
             top = longest
             continue
@@ -579,13 +583,15 @@ def _relaxations(constraints, **own):
     if constraints is not None: return [(constraints, "")]
     best = Constraints.recommended(**own)
     fewer = [(replace(best, steps=n), f"runs of {n} steps are allowed, not only of {best.steps}") for n in (250, 100)]
-    return [(best, ""), *fewer, (Constraints(**own), "only D/N over 0.1 is kept to")]
+    return [(best, ""), *fewer, (replace(best, steps=100, batch=None), "runs of 100 steps and batches beyond the critical one are allowed"), (Constraints(**own), "only D/N over 0.1 is kept to")]
 
 def _choose(grid, limits, money, n, ratio):
-    "(grid, (cells, dropped), layout, what was given up) of the widest grid under the strictest limits that the money pays for; a decade of budgets comes before the number of steps."
+    """(grid, (cells, dropped), layout, what was given up) of the widest grid under the strictest limits that the money pays for; a decade of budgets comes before the number of steps.
+
+    Under the last limits, which keep to no steps, the narrowest decade comes first, since its runs are the longest."""
     wide = [x for x in _layouts(n, ratio) if x[1]**(x[0] - 1) > 9.9]
     near = [x for x in _layouts(n, ratio) if x not in wide]
-    for layouts, tried in ((wide, limits[:-1] or limits), (near, limits[:-1] or limits), (wide + near, limits[-1:])):
+    for layouts, tried in ((wide, limits[:-1] or limits), (near, limits[:-1] or limits), (wide[::-1] + near, limits[-1:])):
         for constraints, gave_up in tried:
             g = replace(grid, constraints=constraints)
             for layout in layouts:

@@ -132,8 +132,8 @@ SMALL = Recipe(batch_size=4)
 def spent(plan, *roles): return sum(f for s, f in zip(plan.specs, plan.run_flops) if s.role in roles)
 
 
-@settings(max_examples=8, deadline=None)
-@given(target=st.floats(1e12, 1e15), money=st.floats(3e10, 1e11), shares=st.sampled_from([(.6, .15, .25), (1, 0, 0), (.5, .5, 0), (.7, 0, .3)]), trunks=st.booleans())
+@settings(max_examples=5, deadline=None)
+@given(target=st.floats(1e12, 1e15), money=st.floats(1e11, 4e11), shares=st.sampled_from([(.6, .15, .25), (1, 0, 0), (.5, .5, 0), (.7, 0, .3)]), trunks=st.booleans())
 def test_a_plan_costs_what_it_may_and_never_more(target, money, shares, trunks):
     p = plan_sweep(text(), target=target, spend=money/target, shares=shares, trunks=trunks, recipe=SMALL, speed=None, slots=1)
     grid, above = spent(p, "grid", "repeat"), spent(p, "hold-out")
@@ -177,7 +177,7 @@ def test_rows_of_a_target_stand_on_common_rungs():
 
 
 def test_low_budgets_move_up_before_runs_get_short():
-    p = plan_sweep(text(), target=1e12, spend=.02, recipe=Recipe(batch_size=32), speed=None, slots=1)
+    p = plan_sweep(text(), target=1e12, spend=.5, recipe=Recipe(batch_size=8), speed=None, slots=1)
     assert p.budgets[-1]/p.budgets[0] < 99 and any("lower ones would not keep three sizes" in n for n in p.notes)
     assert min(x.steps(16) for x in (resolve(p.recipe, s, 16) for s in p.specs)) >= p.constraints.steps
     assert p.constraints.steps == 500 or any("steps are allowed, not only of 500" in n for n in p.notes)
@@ -185,11 +185,11 @@ def test_low_budgets_move_up_before_runs_get_short():
 
 def test_limits_that_are_asked_for_are_not_given_up():
     asked = Constraints.recommended(steps=400)
-    with pytest.raises(ValueError, match=r"The least that does is spend="): plan_sweep(text(), target=1e12, spend=.001, constraints=asked, recipe=Recipe(batch_size=32), speed=None, slots=1)
+    with pytest.raises(ValueError, match=r"The least that does is spend="): plan_sweep(text(), target=1e13, spend=.001, constraints=asked, recipe=Recipe(batch_size=32), speed=None, slots=1)
 
 
 def test_the_least_spend_that_is_named_works():
-    ask = dict(target=1e12, recipe=Recipe(batch_size=32), speed=None, slots=1, constraints=Constraints.recommended())
+    ask = dict(target=1e13, recipe=Recipe(batch_size=32), speed=None, slots=1, constraints=Constraints.recommended())
     with pytest.raises(ValueError) as e: plan_sweep(text(), spend=.001, **ask)
     least = float(re.search(r"spend=([\d.e-]+)", str(e.value))[1].rstrip(","))
     assert .001 < least < 1 and len(plan_sweep(text(), spend=least, **ask).budgets) >= 3
@@ -201,7 +201,7 @@ def test_limits_that_nothing_keeps():
 
 
 def test_budgets_come_down_to_what_the_data_allow():
-    few = Problem(TinyLM, "width", data=tuple(x[:4000] for x in text().data), loss_fn=lm_loss)
+    few = Problem(TinyLM, "width", data=tuple(x[:1200] for x in text().data), loss_fn=lm_loss)
     p = plan_sweep(few, target=1e13, spend=.01, constraints=Constraints(tokens_per_param=(3, 400), epochs=4), recipe=SMALL, speed=None, slots=1)
     assert max(s.D for s in p.specs) <= 4*p.unique_tokens and any("larger budgets break a limit" in n for n in p.notes)
     assert spent(p, "grid", "repeat") < .9*.6*p.spend_flops
@@ -210,7 +210,7 @@ def test_budgets_come_down_to_what_the_data_allow():
 def test_budgets_are_kept_and_the_target_remembered():
     plain, aimed = (plan_sweep(text(), [1e8, 3e8, 1e9], recipe=SMALL, speed=None, slots=1, **kw) for kw in ({}, dict(target=1e11)))
     assert plain.specs == aimed.specs and plain.target is plain.extrapolation is None and aimed.extrapolation == pytest.approx(100)
-    assert "for a target of 1e+11 FLOPs: top budget 1e+09, 100x below it" in repr(aimed) and "target" not in repr(plain)
+    assert "for a target of 1e+11 FLOPs: top budget 1e+09, 100x below it" in repr(aimed) and "for a target" not in repr(plain)
     assert aimed.reserve_flops == 0 and aimed.spend_flops is None and {s.role for s in aimed.specs} == {"grid"}
 
 
@@ -241,11 +241,15 @@ def test_a_long_run_is_dropped_by_its_time():
 
 
 @pytest.mark.parametrize("ask, words", [
-    (dict(), "or a `target` must be given"), (dict(target=1e12), "exactly one of"), (dict(target=1e12, spend=.1, hours=1), "exactly one of.*`spend` and `hours`"), (dict(budgets=[1e9], spend=.1), "`spend` came too"),
-    (dict(target=-1, spend=.1), "`target` must be positive"), (dict(target=1e12, spend=0), "share of the target"), (dict(target=1e12, spend=1.5), "share of the target"), (dict(target=1e12, hours=1), "`hours` needs `hardware`"),
-    (dict(target=1e12, dollars=1, hardware="T4"), "No price is known of T4"), (dict(target=1e12, dollars=1, hardware="abacus"), "must be one of"), (dict(budgets=[1e9], price=1.), "`price` needs `hardware`"),
+    (dict(), "or a `target` must be given"), (dict(target=1e12), "exactly one of"), (dict(target=1e12, spend=.1, hours=1), "exactly one of.*`spend` and `hours`"),
+    (dict(budgets=[1e9], spend=.1), "`spend` came too"),
+    (dict(target=-1, spend=.1), "`target` must be positive"), (dict(target=1e12, spend=0), "share of the target"), (dict(target=1e12, spend=1.5), "share of the target"),
+    (dict(target=1e12, hours=1), "`hours` needs `hardware`"),
+    (dict(target=1e12, dollars=1, hardware="T4"), "No price is known of T4"), (dict(target=1e12, dollars=1, hardware="abacus"), "must be one of"),
+    (dict(budgets=[1e9], price=1.), "`price` needs `hardware`"),
     (dict(target=1e9, hours=1, hardware="T4"), "more than the target"), (dict(target=1e12, spend=.1, shares=(.5, .2, .2)), "sum to 1"), (dict(target=1e12, spend=.1, shares=(0, .5, .5)), "sum to 1"),
-    (dict(target=1e12, spend=.1, n_budgets=2), "`n_budgets`"), (dict(target=1e12, spend=.1, budget_ratio=1), "`budget_ratio`"), (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive")])
+    (dict(target=1e12, spend=.1, n_budgets=2), "`n_budgets`"), (dict(target=1e12, spend=.1, budget_ratio=1), "`budget_ratio`"),
+    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive")])
 def test_unclear_questions(ask, words):
     with pytest.raises(ValueError, match=words): plan_sweep(mlp_problem(), **ask, speed=None)
 
@@ -257,8 +261,10 @@ COST = ModelCost(16, ParamCounts(1200, 1200, 1000, 100, 200), 6000., 2000., 1200
 
 
 @pytest.mark.parametrize("limits, words", [
-    (dict(tokens_per_param=(65, None)), "D/N = 64 is under 65"), (dict(tokens_per_param=(None, 60)), "D/N = 64 is over 60"), (dict(steps=500), "steps = 250 is under 500"), (dict(sizes=(None, 8)), "size = 16 is over 8"),
-    (dict(sizes=(17, None)), "size = 16 is under 17"), (dict(warmup_share=.1), "warm-up = 25% of the run is over 10% of the run"), (dict(batch=.05), "batch = .* critical is over 0.05 critical"), (dict(epochs=4), "epochs = 6.4 is over 4"),
+    (dict(tokens_per_param=(65, None)), "D/N = 64 is under 65"), (dict(tokens_per_param=(None, 60)), "D/N = 64 is over 60"), (dict(steps=500), "steps = 250 is under 500"),
+    (dict(sizes=(None, 8)), "size = 16 is over 8"),
+    (dict(sizes=(17, None)), "size = 16 is under 17"), (dict(warmup_share=.1), "warm-up = 25% of the run is over 10% of the run"),
+    (dict(batch=.05), "batch = .* critical is over 0.05 critical"), (dict(epochs=4), "epochs = 6.4 is over 4"),
     (dict(memory=1e6), "memory = 1.02 MB is over 1 MB"), (dict(seconds=300), "time = 6.4 min is over 5 min")])
 def test_every_limit_says_its_number(limits, words):
     settings = resolve(Recipe(batch_size=4, warmup=16_000), RUN, 64)
@@ -272,7 +278,8 @@ def test_a_limit_needs_what_it_is_measured_by():
     assert why_not(Constraints(epochs=1, seconds=1), RUN, COST, settings) == ""      # a stream has no epochs, an unknown machine no hours
 
 
-@pytest.mark.parametrize("kw, field", [(dict(tokens_per_param=3), "tokens_per_param"), (dict(tokens_per_param=(400, 3)), "tokens_per_param"), (dict(sizes=(1, 2, 3)), "sizes"), (dict(steps=0), "steps"), (dict(memory=-1), "memory")])
+@pytest.mark.parametrize("kw, field", [(dict(tokens_per_param=3), "tokens_per_param"), (dict(tokens_per_param=(400, 3)), "tokens_per_param"), (dict(sizes=(1, 2, 3)), "sizes"),
+    (dict(steps=0), "steps"), (dict(memory=-1), "memory")])
 def test_a_limit_that_is_none(kw, field):
     with pytest.raises(ValueError, match=f"`{field}` must be"): Constraints(**kw)
 
