@@ -334,9 +334,9 @@ def _finish(
 def plan_frame(
     plan,            # SweepPlan
 ) -> pd.DataFrame:   # budget, size, N, D, C, tokens_per_param, runs, state, reason
-    "Planned cells, one row each, and the dropped ones."
-    cells = plan.frame.groupby(["budget", "size", "N", "D"], as_index=False).agg(C=("C", "first"), runs=("seed", "size"))
-    cells = cells.assign(state="planned", reason="")
+    "Planned cells, one row each, the hold-out runs and the dropped cells."
+    runs = plan.frame.assign(state=np.where(plan.frame.role == "hold-out", "hold-out", "planned"), reason="")
+    cells = runs.groupby(["budget", "size", "N", "D", "state", "reason"], as_index=False).agg(C=("C", "first"), runs=("seed", "size"))
     dropped = plan.dropped.assign(runs=0, state="dropped")
     frame = pd.concat([cells, dropped], ignore_index=True) if len(dropped) else cells
     for c in ("N", "D", "C"):
@@ -363,17 +363,21 @@ def plot_plan(
         layers += [base.mark_line(strokeDash=[2, 4], color=_INK, strokeWidth=1), base.mark_text(align="right", dx=-6, dy=-2).encode(text="says:N")]
     kept = alt.Chart(_data(told[told.state == "planned"])).encode(x, y, color, opacity=_faded(pick))
     layers += [kept.mark_line(strokeWidth=1.5, strokeOpacity=.5), kept.mark_point(filled=True, size=70).encode(shape, tooltip=tips).add_params(pick)]
+    above = told[told.state == "hold-out"]
+    if len(above):
+        layers.append(alt.Chart(_data(above)).mark_point(shape="diamond", size=160, strokeWidth=2).encode(x, y, color, tooltip=tips))
     out = told[told.state == "dropped"]
     if len(out):
         layers.append(alt.Chart(_data(out)).mark_text(text="×", fontSize=13, color=_INK).encode(x, y, tooltip=tips))
     runs = int(frame.runs.sum())
+    held = f"open diamond: held out from the fit, {', '.join(f'N = {si_format(r.N)} at {names[float(r.budget)]}' for r in frame[frame.state == 'hold-out'].itertuples())}" if len(above) else ""
     reasons = ""
     if len(plan.dropped):
         one = plan.dropped.iloc[0]
         reasons = f"× {len(plan.dropped)} {'cell' if len(plan.dropped) == 1 else 'cells'} dropped, such as N = {si_format(one.N)} at {names[float(one.budget)]}: {one.reason}"
     table = frame.groupby("budget").agg(runs=("runs", "sum"), N_min=("N", "min"), N_max=("N", "max")).reset_index()
     table = table.assign(budget=table.budget.map(names), N_min=table.N_min.map(si_format), N_max=table.N_max.map(si_format))
-    return _finish(alt.layer(*layers), f"{runs} runs on {len(set(frame.budget))} budgets, {sci_format(plan.total_flops, 2)} FLOPs in all", reasons, table=table)
+    return _finish(alt.layer(*layers), f"{runs} runs on {len(set(frame.budget[frame.state != 'hold-out']))} budgets, {sci_format(plan.total_flops, 2)} FLOPs in all", held, reasons, table=table)
 
 # %% ../nbs/09_charts.ipynb #7abef96b
 _RUN_COLUMNS = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "state", "seed", "wall_s", "flops_measured", "attempt", "reason", "mock", "recipe"]

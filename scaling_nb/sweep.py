@@ -7,12 +7,14 @@ __all__ = ['FARTHEST', 'RunSpec', 'nearest_size', 'Trunk', 'share_trunks', 'Cons
            'SweepPlan', 'measure_speed', 'default_slots', 'plan_sweep']
 
 # %% ../nbs/02_sweep.ipynb #57118927
+import bisect
 import math
 import os
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -54,16 +56,24 @@ def _round_to(size: float, multiple: int | None) -> int:
     m = multiple or min(64, 2**max(0, int(math.log2(max(size, 1)/4))))
     return max(m, round(size/m)*m)
 
+_measured = []   # (Problem, {size: ModelCost, or what the model said}) of the problem that was asked last: a size costs today what it cost before
+
 class _Probes:
     "The cost of a size, asked once; and the sizes that could not be built."
     def __init__(self, problem: Problem):
         self.problem, self.costs, self.refused = problem, {}, {}
-        self.batch = first_batch(as_dataset(problem.data), 2)
+        if not (_measured and _measured[0][0] is problem): _measured[:] = [(problem, {})]
+        self.known = _measured[0][1]
+
+    @cached_property
+    def batch(self): return first_batch(as_dataset(self.problem.data), 2)
 
     def __call__(self, size: int) -> ModelCost | None:
         if size not in self.costs and size not in self.refused:
-            try: self.costs[size] = measure_cost(self.problem, size, self.batch)
-            except Exception as e: self.refused[size] = f"{type(e).__name__}: {e}".split("\n")[0]   # the user's constructor, whatever it raises
+            if size not in self.known:
+                try: self.known[size] = measure_cost(self.problem, size, self.batch)
+                except Exception as e: self.known[size] = f"{type(e).__name__}: {e}".split("\n")[0]   # the user's constructor, whatever it raises
+            (self.refused if isinstance(self.known[size], str) else self.costs)[size] = self.known[size]
         return self.costs.get(size)
 
     @property
@@ -71,11 +81,10 @@ class _Probes:
 
 # %% ../nbs/02_sweep.ipynb #c415aadb
 def _interp(x, xs, ys):
-    "Linear in the logarithms, and beyond the ends too."
-    lx, lxs, lys = math.log(x), np.log(xs), np.log(ys)
-    if len(lxs) == 1: return float(ys[0])
-    i = int(np.clip(np.searchsorted(lxs, lx) - 1, 0, len(lxs) - 2))
-    return float(np.exp(lys[i] + (lys[i+1] - lys[i])*(lx - lxs[i])/(lxs[i+1] - lxs[i])))
+    "Linear in the logarithms, and beyond the ends too; `xs` rise."
+    if len(xs) == 1: return float(ys[0])
+    i = min(max(bisect.bisect_left(xs, x) - 1, 0), len(xs) - 2)
+    return ys[i]*(ys[i+1]/ys[i])**(math.log(x/xs[i])/(math.log(xs[i+1]/xs[i]) or 1.))
 
 def _ladder(probe: _Probes, top_N: float):
     "Probe doublings until the model holds `top_N` matmul parameters."
@@ -101,13 +110,6 @@ def _size_for(probe: _Probes, N: float, multiple: int | None) -> int | None:
     return best
 
 # %% ../nbs/02_sweep.ipynb #2a6f01e1
-_asked_last = []   # (Problem, _Probes)
-
-def _probes_of(problem: Problem) -> _Probes:
-    "The probes of the problem that was asked last are kept: its sizes cost today what they cost before."
-    if not (_asked_last and _asked_last[0][0] is problem): _asked_last[:] = [(problem, _Probes(problem))]
-    return _asked_last[0][1]
-
 def nearest_size(
     problem: Problem,
     N: float,                     # Matmul parameters wanted
@@ -115,8 +117,8 @@ def nearest_size(
 ) -> ModelCost:                   # Its size, its real N and its FLOPs a token
     "The model that can be built whose N is nearest, in the logarithm. Raises ValueError when N is not positive, or when no size near it can be built."
     if not (N > 0 and math.isfinite(N)): raise ValueError(f"`N` must be a positive number of parameters, but got {N!r}.")
-    probe = _probes_of(problem)
-    if not any(c.N >= N for c in probe.costs.values()) or len(probe.costs) < 2: _ladder(probe, N)
+    probe = _Probes(problem)
+    _ladder(probe, N)
     if (size := _size_for(probe, N, multiple)) is None: raise ValueError(f"No size near N = {N:.3g} could be built. The model said: {next(iter(probe.refused.values()), 'nothing')}.")
     m = multiple or min(64, 2**max(0, int(math.log2(size/4))))
     near = [c for s in (size - m, size, size + m) if s > 0 and (c := probe(s)) is not None]
@@ -193,7 +195,7 @@ def why_not(
     def check(what, x, low, high, say="{:.3g}".format):
         if low is not None and x < low: broken.append(f"{what} = {say(x)} is under {say(low)}")
         if high is not None and x > high*(1 + 1e-9): broken.append(f"{what} = {say(x)} is over {say(high)}")
-    check("D/N", run.D/run.N, *limits.tokens_per_param)
+    check("D/N", run.D/run.N, *limits.tokens_per_param, "{:.4g}".format)
     check("size", run.size, *limits.sizes, str)
     check("steps", settings.steps(per), limits.steps, None, "{:,}".format)
     check("warm-up", settings.warmup/run.D, None, limits.warmup_share, "{:.0%} of the run".format)
@@ -220,7 +222,8 @@ class SweepPlan:
     trunks: tuple = ()                  # of Trunk: runs whose beginning is trained once
     constraints: Constraints = Constraints()  # What the runs were held to
     target: float | None = None         # FLOPs of the run that the sweep is for
-    reserve_flops: float = 0.           # Kept back for adaptive rounds
+    spend_flops: float | None = None    # FLOPs that the whole sweep may cost; None where budgets were named
+    reserve_flops: float = 0.           # Of them, kept back for adaptive rounds
     hardware: Hardware | None = None    # What the runs will be trained on, where that is known
     multiple: int | None = None         # Sizes were rounded to a multiple of this
 
@@ -288,9 +291,10 @@ def _target_lines(plan: SweepPlan) -> list:
     if plan.target is None: return []
     far, top = plan.extrapolation, plan.budgets[-1]
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
-    kept = [f"{plan.reserve_flops/(plan.total_flops + plan.reserve_flops):.0%} kept for adaptive rounds ({plan.reserve_flops:.3g} FLOPs)"] if plan.reserve_flops else []
-    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *kept])]
-    return [*out, str(plan.forecast())]
+    may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
+    kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
+    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *may, *kept])]
+    return out + [str(plan.forecast())]
 
 def _hardware_lines(plan: SweepPlan) -> list:
     "On what, and for how much."
@@ -383,6 +387,7 @@ class _Grid:
     trunks: bool
     speed: float | None       # FLOP/s, or a function of N; None where unknown
     for_target: bool = False  # The budgets are chosen too: sizes keep to the limits of D/N, and rungs to the step between budgets
+    hold_out: bool = False    # A run above the top budget has to keep to the limit of time too
 
     @property
     def per(self): return self.report.tokens_per_sample
@@ -390,15 +395,19 @@ class _Grid:
     @property
     def aligned(self): return self.trunks and not why_apart(self.recipe)
 
-    def flops(self, N): return self.k*N if self.k else _interp(N, [c.N for c in self.probe.table], [c.flops_per_token for c in self.probe.table])
+    def longest(self) -> float:
+        "The largest budget of a run that keeps to the limit of time, FLOPs."
+        limit = self.constraints.seconds
+        return math.inf if limit is None or self.speed is None or callable(self.speed) else .999*limit*self.speed
 
     def expected(self, C, tokens_per_param=None):
         "The N that a budget C can train on so many tokens a parameter."
-        lo, hi, ratio = 1., 1e15, tokens_per_param or self.tokens_per_param
-        for _ in range(200):
-            mid = math.sqrt(lo*hi)
-            lo, hi = (mid, hi) if self.flops(mid)*ratio*mid < C else (lo, mid)
-        return lo
+        Ns, fs = [c.N for c in self.probe.table], [self.k*c.N if self.k else c.flops_per_token for c in self.probe.table]
+        ratio = tokens_per_param or self.tokens_per_param
+        costs = [f*ratio*N for f, N in zip(fs, Ns)]           # of such a run at each size: it rises by the square and more
+        rising = [i for i in range(len(Ns)) if costs[i] > max(costs[:i], default=0)]
+        if len(rising) == 1: return Ns[0]*math.sqrt(C/costs[0])
+        return _interp(C, [costs[i] for i in rising], [Ns[i] for i in rising])
 
 # %% ../nbs/02_sweep.ipynb #2a6f03e1
 def _row(grid, budgets, centres):
@@ -448,7 +457,7 @@ def _fill(grid, budget, cells, dropped):
     "Runs for a row that lost some: in the middle of its widest gaps, up to where the dropped ones stood."
     cells, seen = list(cells), {x.size if isinstance(x, RunSpec) else x["size"] for x in [*cells, *dropped]}
     gaps = sorted(math.log(grid.probe(s).N) for s in seen)
-    for _ in range(2*grid.n_sizes):
+    for _ in range(grid.n_sizes if cells else 0):
         if len(cells) >= grid.n_sizes or len(gaps) < 2: break
         i = int(np.argmax(np.diff(gaps)))
         middle = (gaps[i] + gaps[i+1])/2
@@ -478,6 +487,8 @@ def _replicate(cells, n, tokens_per_param):
     return out
 
 # %% ../nbs/02_sweep.ipynb #2a6f04e2
+FARTHEST = 3.   # times the top budget, of the hold-out run
+
 def _cost(grid, cells) -> float:
     "Measured FLOPs of the runs, shared trunks counted once."
     return SweepPlan(tuple(cells), trunks=share_trunks(cells, grid.recipe, grid.per) if grid.trunks else ()).total_flops
@@ -494,18 +505,28 @@ def _usable(cells, budgets, tokens_per_param) -> bool:
     rows = [[s.D/s.N for s in cells if s.budget == b and s.role == "grid"] for b in budgets]
     return all(len(r) >= 3 and 2*min(r) <= tokens_per_param <= max(r)/2 for r in rows)
 
+def _too_large(grid, budget) -> bool:
+    "Is there no usable row at the budget even without the limits that a larger one would keep?"
+    g = replace(grid, constraints=replace(grid.constraints, steps=None, warmup_share=None, batch=None))
+    return not _usable(_cells(g, [budget])[0], [budget], g.tokens_per_param)
+
 def _fit_money(grid, money, n, ratio):
     "(cells, dropped cells) of `n` budgets a factor `ratio` apart that cost `money` or a little less; None where a budget is left without a usable row."
-    top, best, over = money/(grid.n_sizes*sum(ratio**-i for i in range(n))), None, math.inf
-    for _ in range(12):
+    longest = min(grid.longest()/(FARTHEST if grid.hold_out else 1), money/3)
+    top, best, over = min(longest, money/(grid.n_sizes*sum(ratio**-i for i in range(n)))), None, math.inf
+    for _ in range(16):
         budgets = [_round_down(top*ratio**-i) for i in reversed(range(n))]
         cells, dropped = _cells(grid, budgets)
         cost = _cost(grid, cells)
+        if dropped and not _usable(cells, budgets[-1:], grid.tokens_per_param) and _too_large(grid, budgets[-1]):
+            best, longest = None, top/1.25
+            top = longest
+            continue
         if cost <= money and (best is None or cost > best[0]): best = cost, top, budgets, cells, dropped
         if cost > money: over = min(over, top)
-        if best and (best[0] > .98*money or best[0] > .8*money and not _usable(best[3], best[2], grid.tokens_per_param)): break
+        if best and (best[0] > .98*money or best[1] == longest or best[0] > .8*money and not _usable(best[3], best[2], grid.tokens_per_param)): break
         guess = top*min(4., .992*money/cost) if cost else 4*top
-        top = guess if best is None or best[1] < guess < over else math.sqrt(best[1]*min(over, 2*best[1]))
+        top = min(longest, guess if best is None or best[1] < guess < over else math.sqrt(best[1]*min(over, 2*best[1])))
     return best[3:] if best and _usable(best[3], best[2], grid.tokens_per_param) else None
 
 # %% ../nbs/02_sweep.ipynb #2a6f04e4
@@ -557,41 +578,42 @@ def _money(target, spend, hours, dollars, hardware, slots) -> float:
     return spend*target if spend is not None else flops_of_hours(hours, hardware, slots) if hours is not None else flops_of_dollars(dollars, hardware)
 
 # %% ../nbs/02_sweep.ipynb #2a6f05e3
-FARTHEST = 3.   # times the top budget, of the hold-out run
-
 def _hold_out(grid, money, top):
     "([the run above the top budget], [what is dropped], [what to say])."
     if not money: return [], [], []
     size = _size_for(grid.probe, grid.expected(FARTHEST*top), grid.multiple)
     cost = grid.probe(size)
-    C = _round_down(min(FARTHEST*top, money*(grid.k*cost.N/cost.flops_per_token if grid.k else 1.)))
-    if C < 1.2*top: return [], [], [f"no hold-out run: its share pays for {C/top:.2g}x the top budget, which is no test of an extrapolation"]
+    C = _round_down(min(FARTHEST*top, grid.longest(), money*(grid.k*cost.N/cost.flops_per_token if grid.k else 1.)))
+    if C < 1.2*top: return [], [], [f"no hold-out run: what may be spent on it is {C/top:.2g}x the top budget, which is no test of an extrapolation"]
     run, why = _cell(grid, C, _size_for(grid.probe, grid.expected(C), grid.multiple), "hold-out")
     return ([run], [], []) if run else ([], [why], [f"no hold-out run: {why['reason']}"])
 
-def _relaxations(constraints, memory):
-    "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them."
+def _relaxations(constraints, **own):
+    "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them, with the machine's `own`."
     if constraints is not None: return [(constraints, "")]
-    best = Constraints.recommended(memory=memory)
+    best = Constraints.recommended(**own)
     fewer = [(replace(best, steps=n), f"runs of {n} steps are allowed, not only of {best.steps}") for n in (250, 100)]
-    return [(best, ""), *fewer, (Constraints(memory=memory), "only D/N over 0.1 is kept to")]
+    return [(best, ""), *fewer, (replace(best, steps=100, batch=None), "runs of 100 steps and batches beyond the critical one are allowed"), (Constraints(**own), "only D/N over 0.1 is kept to")]
 
 def _choose(grid, limits, money, n, ratio):
-    "(grid, (cells, dropped), layout, what was given up) of the widest grid under the strictest limits that the money pays for; a decade of budgets comes before the number of steps."
+    """(grid, (cells, dropped), layout, what was given up) of the widest grid under the strictest limits that the money pays for; a decade of budgets comes before the number of steps.
+
+    Under the last limits, which keep to no steps, the narrowest decade comes first, since its runs are the longest."""
     wide = [x for x in _layouts(n, ratio) if x[1]**(x[0] - 1) > 9.9]
     near = [x for x in _layouts(n, ratio) if x not in wide]
-    for layouts, tried in ((wide, limits[:-1] or limits), (near, limits[:-1] or limits), (wide + near, limits[-1:])):
+    for layouts, tried in ((wide, limits[:-1] or limits), (near, limits[:-1] or limits), (wide[::-1] + near, limits[-1:])):
         for constraints, gave_up in tried:
             g = replace(grid, constraints=constraints)
             for layout in layouts:
                 if found := _fit_money(g, money, *layout): return g, found, layout, gave_up
     return None
 
-def _least(grid, money, ratio) -> float | None:
-    "The FLOPs of the least grid under the grid's limits, a few percent too many at most."
+def _least(grid, money, most, ratio) -> float | None:
+    "The FLOPs of the least grid under the grid's limits, a few percent too many at most; None where none under `most` does."
     works = lambda m: _fit_money(grid, m, 3, min(ratio, 2.)) is not None
-    hi = next((money*4**i for i in range(1, 20) if works(money*4**i)), None)
-    lo = hi and hi/4
+    rising = [*(money*4**i for i in range(1, 40) if money*4**i < most), most]
+    hi = next((m for m in rising if works(m)), None)
+    lo = hi and max([money, *(m for m in rising if m < hi)])
     while hi and hi > 1.03*lo:
         mid = math.sqrt(lo*hi)
         lo, hi = (lo, mid) if works(mid) else (mid, hi)
@@ -651,24 +673,26 @@ def _from_budgets(grid, budgets, slots, **told):
     raise ValueError(f"No run fits the budgets {[f'{b:.3g}' for b in budgets]}: " + (f"the smallest model that was tried needs {least:.2g} FLOPs. Raise the budgets or allow smaller sizes."
                      + (f" Of size {dropped[-1]['size']}: {dropped[-1]['reason']}." if dropped else "") if least else f"no size could be built. {next(iter(grid.probe.refused.values()), '')}"))
 
-def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware):
+def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, hours):
     "The plan that `money` FLOPs pay for."
     if money > target: raise ValueError(f"What may be spent is {money:.3g} FLOPs, more than the target of {target:.3g}: train at the target itself, or name `budgets`.")
-    limits = _relaxations(constraints, hardware.memory if hardware else None)
+    limits = _relaxations(constraints, memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
     found = _choose(grid, limits, shares[0]*money, n_budgets, budget_ratio)
     if found is None:
-        least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, budget_ratio)
-        enough = least and f"The least that does is spend={_round_up(least/shares[0]/target):.2g}, {_round_up(least/shares[0]):.2g} FLOPs."
+        least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, shares[0]*target, budget_ratio)
+        enough = least and f"The least that does is spend={min(1., _round_up(least/shares[0]/target)):.2g}, {_round_up(least/shares[0]):.2g} FLOPs."
         raise ValueError(f"What may be spent is {money:.3g} FLOPs, and the {shares[0]:.0%} of it for the grid pay for no three budgets with three sizes each on both sides of the expected optimum. "
-                         + (enough or f"No amount does under {limits[-1][0]}: loosen them."))
+                         + (enough or f"No share of the target does under {limits[-1][0]}."))
     g, (cells, dropped), (n, ratio), gave_up = found
     top = max(s.budget for s in cells)
     above, lost, notes = _hold_out(g, shares[2]*money, top)
     if (n, ratio) != (n_budgets, budget_ratio):
         notes = [f"{n} budgets a factor {ratio:.2g} apart, not {n_budgets} a factor {budget_ratio:.2g}: lower ones would not keep three sizes on both sides of the expected optimum", *notes]
+    if (spent := _cost(g, cells)) < .9*shares[0]*money:
+        why = f"no run may take longer than {format_seconds(g.constraints.seconds)}" if g.constraints.seconds else "larger budgets break a limit"
+        notes = [f"the grid costs {spent:.3g} of the {shares[0]*money:.3g} FLOPs that it may: {why}", *notes]
     if gave_up: notes = [f"{gave_up}: this much compute leaves no grid that keeps to Constraints.recommended()", *notes]
-    plan = _finish(g, [*cells, *above], [*dropped, *lost], slots, notes, target=target, hardware=hardware)
-    return replace(plan, reserve_flops=max(0., money - plan.total_flops) if shares[1] else 0.)
+    return _finish(g, [*cells, *above], [*dropped, *lost], slots, notes, target=target, spend_flops=money, reserve_flops=shares[1]*money, hardware=hardware)
 
 # %% ../nbs/02_sweep.ipynb #2a6f06e0
 def plan_sweep(
@@ -713,16 +737,16 @@ def plan_sweep(
     probe = _Probes(problem)
     sizes, n_sizes, replicates = None if sizes is None else tuple(sizes), n_sizes or (5 if hybrid else 7), int(budgets is None) if replicates is None else replicates
     grid = _Grid(probe, check_problem(problem, *_check_sizes(probe, sizes)), recipe or Recipe(), constraints or Constraints(), sizes, n_sizes, span, multiple,
-                 tokens_per_param, flops_per_param_per_token, seed, replicates, trunks, None, budgets is None)
+                 tokens_per_param, flops_per_param_per_token, seed, replicates, trunks, None, budgets is None, budgets is None and shares[2] > 0)
     limited, top = grid.constraints.seconds is not None, max(budgets) if budgets else spend*target/20 if spend else None
     if measured:
         hardware = _this_machine(grid, price, top)
         if top is None: hardware = _this_machine(grid, price, _money(target, spend, hours, dollars, hardware, slots)/20)
     if speed == "measure" and (hardware or limited): speed = (hardware or _this_machine(grid, None, top)).flops
-    if limited and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
-    grid = replace(grid, speed=None if speed == "measure" else speed)
+    if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
+    grid = replace(grid, speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
     plan = (_from_budgets(grid, budgets, slots, target=target, hardware=hardware) if budgets is not None else
-            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware))
+            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, hours))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)
 
@@ -731,7 +755,7 @@ def _fitted_runs(plan: SweepPlan, target: float | None):
     "N, D, C of the runs that a fit will see, and the target: the plan's, or ten times its top budget."
     seen = [s for s in plan.specs if s.role != "hold-out"]
     N, D, C = (np.array([getattr(s, k) for s in seen], float) for k in ("N", "D", "C"))
-    return N, D, C, float(target or getattr(plan, "target", None) or 10*max(s.budget for s in seen))
+    return N, D, C, float(target or plan.target or 10*max(s.budget for s in seen))
 
 def _plan_forecast(
     self,

@@ -1,12 +1,20 @@
 """The plan: budgets kept, sizes buildable, every gap with its reason."""
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
-from problems import lm_problem, mlp_problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import TinyLM, lm_loss, lm_problem, mlp_problem
 from torch import nn
 
 from scaling_nb.contracts import Problem
-from scaling_nb.sweep import RunSpec, measure_speed, plan_sweep
+from scaling_nb.flops import ModelCost, ParamCounts, measure_cost
+from scaling_nb.hardware import Hardware
+from scaling_nb.recipes import Recipe, resolve
+from scaling_nb.sweep import Constraints, RunSpec, measure_speed, nearest_size, plan_sweep, share_trunks, why_not
 from scaling_nb.zoo.gpt import GPT, next_token_loss
 
 
@@ -106,3 +114,196 @@ def test_spec_refuses_nonsense():
 def test_plan_shows_itself():
     p = plan_sweep(gpt(), [1e10, 1e11], sizes=[16, 17, 24, 512], speed=None)
     assert "skipped: size 17" in repr(p) and "<table" in p._repr_html_()
+
+
+# ---------------------------------------------------------------- from a target
+
+STREAM = 1 << 16   # samples: more than any plan here sees in four passes, all of them the same, so that they take no room
+
+
+def text(T=16, vocab=16):
+    x = torch.zeros(1, T, dtype=torch.long).expand(STREAM, T)
+    return Problem(TinyLM, "width", data=(x, x), loss_fn=lm_loss, model_kwargs=dict(vocab=vocab))
+
+
+SMALL = Recipe(batch_size=4)
+
+
+def spent(plan, *roles): return sum(f for s, f in zip(plan.specs, plan.run_flops) if s.role in roles)
+
+
+@settings(max_examples=5, deadline=None)
+@given(target=st.floats(1e12, 1e15), money=st.floats(1e11, 4e11), shares=st.sampled_from([(.6, .15, .25), (1, 0, 0), (.5, .5, 0), (.7, 0, .3)]), trunks=st.booleans())
+def test_a_plan_costs_what_it_may_and_never_more(target, money, shares, trunks):
+    p = plan_sweep(text(), target=target, spend=money/target, shares=shares, trunks=trunks, recipe=SMALL, speed=None, slots=1)
+    grid, above = spent(p, "grid", "repeat"), spent(p, "hold-out")
+    assert .9*shares[0]*money < grid <= shares[0]*money and above <= shares[2]*money and p.reserve_flops == pytest.approx(shares[1]*money)
+    assert p.total_flops + p.reserve_flops <= p.spend_flops*(1 + 1e-9) == pytest.approx(money*(1 + 1e-9))
+    assert p.extrapolation == target/max(s.budget for s in p.specs if s.role == "grid") and p.budgets == sorted({s.budget for s in p.specs if s.role == "grid"})
+    limits = p.constraints
+    assert all(limits.tokens_per_param[0] <= s.D/s.N and s.D <= 4*p.unique_tokens for s in p.specs)
+    for b in p.budgets:
+        row = [s.D/s.N for s in p.specs if s.budget == b and s.role == "grid"]
+        assert len(row) >= 3 and 2*min(row) <= 20 <= max(row)/2
+    assert len(p.budgets) >= 3 and sum(s.role == "repeat" for s in p.specs) == 4
+
+
+def test_a_plain_grid_is_ten_times_its_top_budget():
+    "METHODS: five half-decade budgets of seven sizes cost 10.2 top budgets."
+    p = plan_sweep(text(), target=1e13, spend=.01, shares=(1, 0, 0), replicates=0, trunks=False, constraints=Constraints(), recipe=SMALL, speed=None, slots=1)
+    assert p.extrapolation*.01 == pytest.approx(10.2, rel=.02) and len(p) == 35 and len(p.budgets) == 5 and p.reserve_flops == 0
+
+
+def test_the_hold_out_run_stands_apart():
+    p = plan_sweep(text(), target=1e13, spend=.01, recipe=SMALL, speed=None, slots=1)
+    held = [s for s in p.specs if s.role == "hold-out"]
+    assert len(held) == 1 and held[0].budget == pytest.approx(3*p.budgets[-1], rel=.02) and 10 < held[0].D/held[0].N < 40
+    assert p.specs.index(held[0]) not in {i for t in p.trunks for i in t.runs} and p.trunks
+    assert held[0].budget not in p.budgets and list(p.frame.role)[-1] == "hold-out"
+    said = repr(p)
+    assert "(hold-out)" in said and f"{p.extrapolation:,.0f}x below it; hold-out run at 3x" in said and "15% kept for adaptive rounds" in said
+
+
+def test_a_hold_out_run_shares_no_trunk():
+    runs = [RunSpec(budget=0, size=16, N=8192, D=D, flops_per_token=6., role=role) for D, role in ((1_000_000, "grid"), (2_000_000, "grid"), (8_000_000, "hold-out"))]
+    assert [t.runs for t in share_trunks(runs, Recipe(), 64)] == [(1, 0)]
+
+
+def test_rows_of_a_target_stand_on_common_rungs():
+    p = plan_sweep(text(), target=1e14, spend=.005, recipe=SMALL, speed=None, slots=1)
+    rows = {b: {s.size for s in p.specs if s.budget == b and s.role == "grid"} for b in p.budgets}
+    shared = [len(rows[a] & rows[b]) for a, b in zip(p.budgets, p.budgets[1:])]
+    assert min(shared) >= 2 and p.total_flops < p.separate_flops
+
+
+def test_low_budgets_move_up_before_runs_get_short():
+    p = plan_sweep(text(), target=1e12, spend=.5, recipe=Recipe(batch_size=8), speed=None, slots=1)
+    assert p.budgets[-1]/p.budgets[0] < 99 and any("lower ones would not keep three sizes" in n for n in p.notes)
+    assert min(x.steps(16) for x in (resolve(p.recipe, s, 16) for s in p.specs)) >= p.constraints.steps
+    assert p.constraints.steps == 500 or any("steps are allowed, not only of 500" in n for n in p.notes)
+
+
+def test_limits_that_are_asked_for_are_not_given_up():
+    asked = Constraints.recommended(steps=400)
+    with pytest.raises(ValueError, match=r"The least that does is spend="): plan_sweep(text(), target=1e13, spend=.001, constraints=asked, recipe=Recipe(batch_size=32), speed=None, slots=1)
+
+
+def test_the_least_spend_that_is_named_works():
+    ask = dict(target=1e13, recipe=Recipe(batch_size=32), speed=None, slots=1, constraints=Constraints.recommended())
+    with pytest.raises(ValueError) as e: plan_sweep(text(), spend=.001, **ask)
+    least = float(re.search(r"spend=([\d.e-]+)", str(e.value))[1].rstrip(","))
+    assert .001 < least < 1 and len(plan_sweep(text(), spend=least, **ask).budgets) >= 3
+    with pytest.raises(ValueError): plan_sweep(text(), spend=.7*least, **ask)
+
+
+def test_limits_that_nothing_keeps():
+    with pytest.raises(ValueError, match="No share of the target does"): plan_sweep(text(), target=1e11, spend=.5, constraints=Constraints(sizes=(None, 3)), recipe=SMALL, speed=None, slots=1)
+
+
+def test_budgets_come_down_to_what_the_data_allow():
+    few = Problem(TinyLM, "width", data=tuple(x[:1200] for x in text().data), loss_fn=lm_loss)
+    p = plan_sweep(few, target=1e13, spend=.01, constraints=Constraints(tokens_per_param=(3, 400), epochs=4), recipe=SMALL, speed=None, slots=1)
+    assert max(s.D for s in p.specs) <= 4*p.unique_tokens and any("larger budgets break a limit" in n for n in p.notes)
+    assert spent(p, "grid", "repeat") < .9*.6*p.spend_flops
+
+
+def test_budgets_are_kept_and_the_target_remembered():
+    plain, aimed = (plan_sweep(text(), [1e8, 3e8, 1e9], recipe=SMALL, speed=None, slots=1, **kw) for kw in ({}, dict(target=1e11)))
+    assert plain.specs == aimed.specs and plain.target is plain.extrapolation is None and aimed.extrapolation == pytest.approx(100)
+    assert "for a target of 1e+11 FLOPs: top budget 1e+09, 100x below it" in repr(aimed) and "for a target" not in repr(plain)
+    assert aimed.reserve_flops == 0 and aimed.spend_flops is None and {s.role for s in aimed.specs} == {"grid"}
+
+
+CARD = Hardware("a card", peak_flops=2.5e9, memory=1e9, dollars_per_hour=2.)   # 1e9 FLOP/s at 40 %
+
+
+def test_hours_and_dollars_are_flops():
+    ask = dict(target=1e13, hardware=CARD, recipe=SMALL)
+    by_hours, by_dollars = plan_sweep(text(), hours=.01, slots=2, **ask), plan_sweep(text(), dollars=.04, **ask)
+    assert by_hours.spend_flops == pytest.approx(.01*3600*1e9*2) == by_dollars.spend_flops
+    assert by_hours.slots == 2 and by_dollars.slots == 1 and by_hours.hardware is CARD
+    assert by_hours.hours <= .01 and by_hours.longest_seconds <= 36 and by_hours.seconds == pytest.approx(max(by_hours.total_flops/2e9, by_hours.longest_seconds))
+    assert by_dollars.dollars == pytest.approx(by_dollars.total_flops/1e9/3600*2) and by_dollars.dollars <= .04
+    assert "40% of its peak of 2.5e+09, an assumption; $0.03 at $2 an hour" in repr(by_dollars)
+
+
+def test_this_machine_is_measured():
+    p = plan_sweep(text(), target=1e12, hours=1e-3, hardware="measure", slots=2, recipe=SMALL)
+    assert p.hardware.name == "this machine" and p.hardware.utilization == 1 and 1e5 < p.hardware.flops < 1e13 and p.hours <= 1e-3*1.01
+    assert "measured at size" in repr(p) and "assumption" not in repr(p) and p.dollars is None
+
+
+def test_a_long_run_is_dropped_by_its_time():
+    p = plan_sweep(text(), [1e8, 1e10], constraints=Constraints(seconds=5), hardware=CARD, recipe=SMALL, slots=1)
+    assert set(p.frame.budget) == {1e8} and p.dropped.reason.str.contains(r"time = 10 s is over 5 s").all()
+    assert set(plan_sweep(text(), [1e8, 1e10], constraints=Constraints(seconds=5), speed=1e9, recipe=SMALL, slots=1).frame.budget) == {1e8}
+    with pytest.raises(ValueError, match="needs its speed"): plan_sweep(text(), [1e8], constraints=Constraints(seconds=5), speed=None)
+
+
+@pytest.mark.parametrize("ask, words", [
+    (dict(), "or a `target` must be given"), (dict(target=1e12), "exactly one of"), (dict(target=1e12, spend=.1, hours=1), "exactly one of.*`spend` and `hours`"),
+    (dict(budgets=[1e9], spend=.1), "`spend` came too"),
+    (dict(target=-1, spend=.1), "`target` must be positive"), (dict(target=1e12, spend=0), "share of the target"), (dict(target=1e12, spend=1.5), "share of the target"),
+    (dict(target=1e12, hours=1), "`hours` needs `hardware`"),
+    (dict(target=1e12, dollars=1, hardware="T4"), "No price is known of T4"), (dict(target=1e12, dollars=1, hardware="abacus"), "must be one of"),
+    (dict(budgets=[1e9], price=1.), "`price` needs `hardware`"),
+    (dict(target=1e9, hours=1, hardware="T4"), "more than the target"), (dict(target=1e12, spend=.1, shares=(.5, .2, .2)), "sum to 1"), (dict(target=1e12, spend=.1, shares=(0, .5, .5)), "sum to 1"),
+    (dict(target=1e12, spend=.1, n_budgets=2), "`n_budgets`"), (dict(target=1e12, spend=.1, budget_ratio=1), "`budget_ratio`"),
+    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive")])
+def test_unclear_questions(ask, words):
+    with pytest.raises(ValueError, match=words): plan_sweep(mlp_problem(), **ask, speed=None)
+
+
+# ---------------------------------------------------------------- limits
+
+RUN = RunSpec(budget=1e9, size=16, N=1000, D=64_000, flops_per_token=6000.)
+COST = ModelCost(16, ParamCounts(1200, 1200, 1000, 100, 200), 6000., 2000., 1200, 64, activation_bytes=5e5)
+
+
+@pytest.mark.parametrize("limits, words", [
+    (dict(tokens_per_param=(65, None)), "D/N = 64 is under 65"), (dict(tokens_per_param=(None, 60)), "D/N = 64 is over 60"), (dict(steps=500), "steps = 250 is under 500"),
+    (dict(sizes=(None, 8)), "size = 16 is over 8"),
+    (dict(sizes=(17, None)), "size = 16 is under 17"), (dict(warmup_share=.1), "warm-up = 25% of the run is over 10% of the run"),
+    (dict(batch=.05), "batch = .* critical is over 0.05 critical"), (dict(epochs=4), "epochs = 6.4 is over 4"),
+    (dict(memory=1e6), "memory = 1.02 MB is over 1 MB"), (dict(seconds=300), "time = 6.4 min is over 5 min")])
+def test_every_limit_says_its_number(limits, words):
+    settings = resolve(Recipe(batch_size=4, warmup=16_000), RUN, 64)
+    say = lambda **kw: why_not(Constraints(**kw), RUN, COST, settings, unique_tokens=10_000, speed=1e6)
+    assert re.fullmatch(words, say(**limits)) and say() == ""
+    assert say(steps=500, epochs=4) == "steps = 250 is under 500; epochs = 6.4 is over 4"
+
+
+def test_a_limit_needs_what_it_is_measured_by():
+    settings = resolve(Recipe(batch_size=4), RUN, 64)
+    assert why_not(Constraints(epochs=1, seconds=1), RUN, COST, settings) == ""      # a stream has no epochs, an unknown machine no hours
+
+
+@pytest.mark.parametrize("kw, field", [(dict(tokens_per_param=3), "tokens_per_param"), (dict(tokens_per_param=(400, 3)), "tokens_per_param"), (dict(sizes=(1, 2, 3)), "sizes"),
+    (dict(steps=0), "steps"), (dict(memory=-1), "memory")])
+def test_a_limit_that_is_none(kw, field):
+    with pytest.raises(ValueError, match=f"`{field}` must be"): Constraints(**kw)
+
+
+def test_limits_on_named_budgets_only_drop():
+    free, held = (plan_sweep(text(), [1e8, 1e9], recipe=SMALL, speed=None, constraints=c, slots=1) for c in (None, Constraints.recommended()))
+    assert set(held.specs) < set(free.specs) and len(held) + len(held.dropped) == len(free) and held.dropped.reason.str.contains("D/N = .* is (?:under 3|over 400)").any()
+    assert held.constraints.steps == 500 and free.constraints == Constraints()
+
+
+# ---------------------------------------------------------------- the nearest model
+
+@given(st.floats(2e3, 1e6))
+@settings(max_examples=6, deadline=None)
+def test_the_nearest_size_is_the_nearest(N):
+    p = gpt(depth=1)
+    near = nearest_size(p, N, multiple=4)
+    others = [measure_cost(p, s).N for s in (near.size - 4, near.size + 4) if s > 0]
+    assert near.size % 4 == 0 and all(abs(math.log(near.N/N)) <= abs(math.log(o/N)) for o in others)
+    assert near.flops_per_token > 6*near.N and near.params.matmul == near.N
+
+
+def test_no_size_near():
+    with pytest.raises(ValueError, match="`N` must be a positive number"): nearest_size(gpt(), 0)
+    class Never(nn.Module):
+        def __init__(self, width): raise ValueError("never")
+    with pytest.raises(ValueError, match="never"): nearest_size(mlp_problem(model=Never), 1e4)
