@@ -182,7 +182,7 @@ def _confirmed(held) -> float:
 def _reach_criterion(al):
     far, confirmed = al.extrapolation, al.confirmed
     beyond, rung = far / confirmed, confirmed > 1.02
-    letter = "A" if far <= 1.02 else _letter(beyond, 10, 30, 100) if rung else _worst("B", _letter(beyond, 10, 10, 100))
+    letter = "A" if far <= 1.02 else _letter(beyond, 10, 100, 1000) if rung else _worst("B", _letter(beyond, 10, 10, 100))
     tested = f"{_times(beyond)} beyond the {_times(confirmed)} that a hold-out run confirmed" if rung else "no hold-out run confirms any of it"
     says = f"{_times(far)} the largest budget measured, {tested}" if far > 1.02 else "within the budgets measured"
     if not al.in_range.get("D/N", True):

@@ -7,7 +7,7 @@ __all__ = ['Round', 'edge_round', 'adaptive_round', 'hold_out_round', 'read_roun
 
 # %% ../nbs/10a_rounds.ipynb #10a10004
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,8 @@ def edge_round(
         while specs and sum(s.measured_flops_per_token*s.D for s in specs) > spend: specs.remove(max(specs, key=lambda s: s.C))
     if not specs: return None
     budgets = sorted({s.budget for s in specs})
-    return Round("edge", tuple(specs), f"the least loss of {'budget' if len(budgets) == 1 else 'budgets'} {', '.join(sci_format(b, 2) for b in budgets)} lies at the edge of the sizes, so they are extended there.")
+    where = f"budget{'s' * (len(budgets) > 1)} {', '.join(sci_format(b, 2) for b in budgets)}"
+    return Round("edge", tuple(specs), f"the least loss of {where} lies at the edge of the sizes, so they are extended there.")
 
 # %% ../nbs/10a_rounds.ipynb #10a1000d
 def _ladder(problem, fit, top_C, multiple, n=10) -> pd.DataFrame:
@@ -103,7 +104,9 @@ def adaptive_round(
     multiple: int | None = None,  # As in `plan_sweep`
 ) -> Round | str:         # The round; or why there is none
     "The runs that would teach the most for their cost, by the fit of the runs so far (METHODS A.3.3)."
+    if fit.law is None or not fit.status.ok: return f"the surface gives no answer to narrow: {fit.message}"
     top = min(float(fit.C.max()), spend or math.inf)     # what lies above the sweep is for the hold-out run
+    if top < fit.C.min(): return f"no run fits the {sci_format(spend, 2)} FLOPs that are left."
     try:
         points = candidate_points(fit, _ladder(problem, fit, top, multiple), top)
         best = next_points(fit, points, target, k, criterion=criterion, spend=spend)

@@ -306,7 +306,7 @@ def _next_runs(self,
     spend: float | None = None,   # FLOPs that they may cost together; no limit when None
     criterion: str = "c",   # What to narrow: "c" N*(target), "loss" the loss there, "D" all parameters
 ) -> SweepPlan:
-    "What to train next: sizes beyond an open edge, else the runs that narrow the answer most. A plan without runs, with the reason, where none is worth it. Raises ValueError without a problem or a target."
+    "What to train next: sizes beyond an open edge, else the runs that narrow the answer most. A plan without runs, with the reason, where none is worth it. Raises ValueError."
     plan, target = self._basis(), target or self.target
     if target is None: raise ValueError("`target` must be given, the FLOPs of the run that the study is for: its plan was made without.")
     if self.isoflop is not None and (found := edge_round(self.problem, self.isoflop, self.frame, plan.multiple, spend)): return found.plan(plan)

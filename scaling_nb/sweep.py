@@ -662,7 +662,8 @@ def _finish(grid, cells, dropped, slots, notes=(), **told):
     asked = set(grid.sizes) if grid.sizes is not None else set(probe.refused) - {2**i for i in range(21)}
     skipped = {s: why for s, why in sorted(probe.refused.items()) if s in asked}
     notes = [*notes, *_notes(cells, report), *_recipe_notes(probe.problem, cells, recipe, grid.trunks, grid.per)]
-    return SweepPlan(tuple(cells), tuple(dropped), skipped, slots=slots, notes=tuple(notes), name=probe.problem.name, unique_tokens=report.unique_tokens, recipe=recipe, constraints=grid.constraints, multiple=grid.multiple,
+    return SweepPlan(tuple(cells), tuple(dropped), skipped, slots=slots, notes=tuple(notes), name=probe.problem.name, unique_tokens=report.unique_tokens, recipe=recipe,
+                     constraints=grid.constraints, multiple=grid.multiple,
                      trunks=share_trunks(cells, recipe, grid.per) if grid.trunks else (), **told)
 
 def _from_budgets(grid, budgets, slots, **told):

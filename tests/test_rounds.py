@@ -8,8 +8,9 @@ from problems import MLP, mlp_problem
 
 from scaling_nb.contracts import Problem
 from scaling_nb.fitting import fit_law
-from scaling_nb.records import open_storage, runs_frame
+from scaling_nb.intervals import fit_intervals
 from scaling_nb.recipes import Recipe
+from scaling_nb.records import open_storage, runs_frame
 from scaling_nb.rounds import Round, adaptive_round, hold_out_round, read_rounds, record_round
 from scaling_nb.scheduling import Resources, run_sweep
 from scaling_nb.study import load_study, train_study
@@ -17,13 +18,19 @@ from scaling_nb.sweep import RunSpec, plan_sweep
 from scaling_nb.training import MockLaw
 from scaling_nb.zoo.gpt import GPT, next_token_loss
 
-tokens = torch.zeros(3000, 65, dtype=torch.long)
-GPTS = Problem(GPT, "width", data=(tokens[:, :-1], tokens[:, 1:]), loss_fn=next_token_loss, model_kwargs=dict(vocab=128, seq_len=64))
+class Stream(torch.utils.data.IterableDataset):
+    "Tokens without end."
+    def __iter__(self):
+        while True: yield torch.zeros(64, dtype=torch.long), torch.zeros(64, dtype=torch.long)
+
+
+VAL = (torch.zeros(10, 64, dtype=torch.long),) * 2
+GPTS = Problem(GPT, "width", data=Stream(), val_data=VAL, loss_fn=next_token_loss, model_kwargs=dict(vocab=128, seq_len=64))
 TARGET, LAW = 1e19, MockLaw(noise=.003)
 
 
 @pytest.fixture(scope="module")
-def plan(): return plan_sweep(GPTS, target=TARGET, spend=.01, speed=None)
+def plan(): return plan_sweep(GPTS, target=TARGET, spend=.01, speed=None, tokens_per_param=8)   # near the optimum of the law, so that no edge is open
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +44,8 @@ def test_the_grid_then_two_rounds_then_the_hold_out(plan, trained):
     assert [r.what for r in study.rounds] == ["adaptive", "adaptive", "hold-out"] and study.target == TARGET
     roles = study.frame.role.value_counts()
     assert roles["grid"] + roles["repeat"] == sum(s.role != "hold-out" for s in plan.specs) and roles["adaptive"] <= 8 and roles["hold-out"] == 1
-    spent = (study.frame.C).sum()
-    assert spent <= .01*TARGET*1.001 and sum(r.flops for r in study.rounds if r.what == "adaptive") <= plan.reserve_flops
+    added = sum(r.flops for r in study.rounds if r.what != "hold-out")
+    assert 0 < added <= plan.reserve_flops and plan.total_flops + added <= .01*TARGET*1.001
 
 
 def test_what_is_held_out_is_in_no_fit(trained):
@@ -51,11 +58,10 @@ def test_what_is_held_out_is_in_no_fit(trained):
 
 
 def test_rounds_narrow_the_answer(plan, trained):
-    "As far as they said they would, give or take the luck of the noise."
+    "By about as much as they said."
     _, study = trained
-    grid = study.runs[study.runs.role != "adaptive"]
-    width = lambda f: np.diff(np.log(f.optimum(TARGET).N_interval))[0]
-    assert width(study.surface) < .95*width(fit_law(grid))
+    width = lambda f: np.diff(np.log(fit_intervals(f, TARGET, levels=(.9,)).iloc[0][["low", "high"]].to_numpy(float)))[0]
+    assert width(study.surface) < .75*width(fit_law(study.runs[study.runs.role != "adaptive"]))
 
 
 def test_the_same_line_trains_nothing_and_chooses_nothing(plan, trained, capsys):
@@ -101,7 +107,8 @@ def test_an_open_edge_is_moved_at_most_twice(tmp_path, capsys):
 
 def test_runs_that_teach_nothing_are_not_trained(trained):
     _, study = trained
-    assert "not worth it" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e13) or "no run fits" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e13)
+    assert "no run fits" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e12)
+    assert "not worth it" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=study.surface.C.min())
     told = study.next_runs(2, spend=1e12)
     assert not told.specs and "no further run" in told.notes[0]
 
