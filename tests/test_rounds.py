@@ -1,5 +1,6 @@
 """What is trained after the grid: open edges, runs chosen by the fit, and one that no fit sees; remembered, and never twice."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from problems import MLP, mlp_problem
 from scaling_nb.contracts import Problem
 from scaling_nb.fitting import fit_law
 from scaling_nb.intervals import fit_intervals
+from scaling_nb.laws import ChinchillaLaw
 from scaling_nb.recipes import Recipe
 from scaling_nb.records import open_storage, runs_frame
 from scaling_nb.rounds import Round, adaptive_round, hold_out_round, read_rounds, record_round
@@ -17,6 +19,7 @@ from scaling_nb.study import load_study, train_study
 from scaling_nb.sweep import RunSpec, plan_sweep
 from scaling_nb.training import MockLaw
 from scaling_nb.zoo.gpt import GPT, next_token_loss
+
 
 class Stream(torch.utils.data.IterableDataset):
     "Tokens without end."
@@ -97,18 +100,21 @@ def test_interrupted_after_a_choice_goes_on_with_it(plan, tmp_path, monkeypatch)
 
 def test_an_open_edge_is_moved_at_most_twice(tmp_path, capsys):
     "Sizes far above the optimum: two more below, twice, and then the sweep goes on without that minimum."
-    plan = plan_sweep(GPTS, target=TARGET, spend=.01, speed=None, span=(8, 40), n_sizes=4, shares=(.4, .4, .2))
+    plan = replace(plan_sweep(GPTS, [3e14, 1e15, 3e15, 1e16], target=TARGET, speed=None, span=(8, 40), n_sizes=5), reserve_flops=2e17)
     study = train_study(GPTS, plan, storage=tmp_path, mock=LAW)
     edges = study.frame[study.frame.role == "edge"]
     assert len(edges) and edges.groupby("budget")["size"].nunique().max() <= 4 and (edges["size"] < 64*64).all()
-    assert [r.what for r in study.rounds][-1] == "hold-out" and sum(r.what == "edge" for r in study.rounds) <= 2
+    assert 1 <= sum(r.what == "edge" for r in study.rounds) <= 2
     for b, g in edges.groupby("budget"): assert g.N.max() < study.frame[(study.frame.budget == b) & (study.frame.role == "grid")].N.min()
 
 
 def test_runs_that_teach_nothing_are_not_trained(trained):
     _, study = trained
     assert "no run fits" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e12)
-    assert "not worth it" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=study.surface.C.min())
+    law, rng = ChinchillaLaw(1.69, 406.4, 410.7, .34, .28), np.random.default_rng(0)
+    N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 3e7, 20), np.geomspace(1e7, 1e9, 20)))
+    known = fit_law(N, D, law.loss(N, D)*np.exp(.003*rng.standard_normal(len(N))))          # by 400 runs
+    assert "not worth it" in adaptive_round(GPTS, known, study.frame, TARGET, spend=1e15)
     told = study.next_runs(2, spend=1e12)
     assert not told.specs and "no further run" in told.notes[0]
 
