@@ -11,6 +11,7 @@ import importlib
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 # %% ../nbs/13_cli.ipynb #6e56d453
@@ -37,7 +38,8 @@ def _planned(args, speed=None):
     "(problem, plan) of the arguments."
     from scaling_nb.sweep import plan_sweep
     problem, recipe = load_object(args.problem), load_object(args.recipe) if args.recipe else None
-    return problem, plan_sweep(problem, args.budgets, sizes=args.sizes, n_sizes=args.n_sizes, replicates=args.replicates, recipe=recipe, speed=speed)
+    return problem, plan_sweep(problem, args.budgets, target=args.target, spend=args.spend, hours=args.hours, hardware=args.hardware, slots=getattr(args, "slots", None), sizes=args.sizes, n_sizes=args.n_sizes,
+                               replicates=args.replicates, recipe=recipe, speed=speed)
 
 def _resources(args, address=None):
     from scaling_nb.scheduling import Resources
@@ -47,7 +49,10 @@ def _plan(args): print(_planned(args, speed="measure")[1])
 
 def _run(args):
     from scaling_nb.scheduling import run_sweep
-    print(run_sweep(*_planned(args), storage=args.storage, resources=_resources(args, args.address), mock=args.mock, retry_failed=args.retry_failed, detached=args.detached))
+    from scaling_nb.study import train_study
+    problem, plan = _planned(args)
+    train = run_sweep if plan.target is None else partial(train_study, rounds=args.rounds)
+    print(train(problem, plan, storage=args.storage, resources=_resources(args, args.address), mock=args.mock, retry_failed=args.retry_failed, detached=args.detached))
 
 def _submit(args):
     from scaling_nb.jobs import submit_study
@@ -80,10 +85,14 @@ def _report(args):
 # %% ../nbs/13_cli.ipynb #1676047c
 def _plan_options(p):
     p.add_argument("problem", help="file.py:name or package.module:name of a Problem, or of a function that makes one")
-    p.add_argument("--budgets", type=float, nargs="+", required=True, metavar="FLOPS", help="compute budgets")
+    p.add_argument("--budgets", type=float, nargs="+", metavar="FLOPS", help="compute budgets; chosen for the target if not given")
+    p.add_argument("--target", type=float, metavar="FLOPS", help="compute of the run that the sweep is for; the fit then chooses further runs, and one is held out")
+    p.add_argument("--spend", type=float, metavar="SHARE", help="share of the target that the sweep may cost")
+    p.add_argument("--hours", type=float, metavar="N", help="or hours on the clock, of --hardware")
+    p.add_argument("--hardware", metavar="NAME", help="accelerator, such as 'H100 SXM', or 'measure' for this machine")
     p.add_argument("--sizes", type=int, nargs="+", metavar="SIZE", help="sizes at every budget; chosen around the expected optimum if not given")
-    p.add_argument("--n-sizes", type=int, default=7, metavar="N", help="sizes a budget (7)")
-    p.add_argument("--replicates", type=int, default=0, metavar="N", help="further seeds of the central runs (0)")
+    p.add_argument("--n-sizes", type=int, metavar="N", help="sizes a budget (7; 5 for a target)")
+    p.add_argument("--replicates", type=int, metavar="N", help="further seeds of the central runs (0; 1 for a target)")
     p.add_argument("--recipe", metavar="NAME", help="file.py:name or package.module:name of a Recipe")
 
 def _run_options(p, address):
@@ -104,11 +113,12 @@ def parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".", epilog=f"example:\n  python -m scaling_nb {name} {example}", formatter_class=raw)
         p.set_defaults(run=run)
         return p
-    _plan_options(command("plan", _plan, "show the runs of a sweep, their cost, and what was left out", "my_study.py:problem --budgets 1e8 3e8 1e9"))
+    _plan_options(command("plan", _plan, "show the runs of a sweep, their cost, and what was left out", "my_study.py:problem --target 1e12 --spend 0.1"))
     _plan_options(p := command("run", _run, "train a sweep on this machine or a cluster; Ctrl-C pauses, the same line resumes",
                                "my_study.py:problem --budgets 1e8 3e8 1e9 --storage runs/first --slots 2"))
     _run_options(p, "Ray cluster, host:port; this machine if not given")
     p.add_argument("--mock", action="store_true", help="rehearse with losses from a known law")
+    p.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of runs that the fit chooses, for a target (2)")
     p.add_argument("--detached", action="store_true", help="return at once: the sweep trains on, and `status --watch` follows it")
     p = command("status", _status, "say how far the runs of a storage are", "runs/first --watch")
     p.add_argument("storage", help="path or URL")
@@ -119,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("report", _report, "write a study as one page of HTML", "runs/first report.html")
     p.add_argument("storage", help="path or URL")
     p.add_argument("path", help="where the page goes")
-    p.add_argument("--at", type=float, metavar="FLOPS", help="compute that the answer is for; ten times the largest budget if not given")
+    p.add_argument("--at", type=float, metavar="FLOPS", help="compute that the answer is for; that of its target, or ten times the largest budget, if not given")
     _plan_options(p := command("submit", _submit, "hand a sweep to a Ray cluster as a job",
                                "my_study.py:problem --budgets 1e15 3e15 1e16 --storage s3://bucket/first --address http://127.0.0.1:8265"))
     _run_options(p, "URL of the job server; RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, if not given")

@@ -37,7 +37,7 @@ from urllib.parse import urlsplit
 
 from .contracts import Problem, fingerprint
 from .records import Storage, open_storage
-from .study import Study, load_study
+from .study import Study, load_study, train_study
 from .sweep import SweepPlan
 
 # %% ../nbs/12_jobs.ipynb #a3d0f635
@@ -106,7 +106,7 @@ def pack_study(
     plan: SweepPlan,
     recipe=None,          # As `run_sweep` takes it
     modules=(),           # As `own_modules` takes them
-    **options,            # To `run_sweep`
+    **options,            # To `run_sweep`, or to `train_study` where the plan has a target
 ) -> str:                 # SHA-256 of the pickle, hexadecimal
     "Write what a job needs into a folder. Raises TypeError for what cannot be pickled, ValueError when it is too large to be sent."
     from scaling_nb.scheduling import _pickled
@@ -162,8 +162,9 @@ def main(
     study = open_package(Path.cwd(), args.sha256)
     from scaling_nb.scheduling import run_sweep, start_ray
     start_ray("auto")
+    train = run_sweep if study["plan"].target is None else train_study
     signal.signal(signal.SIGTERM, _on_sigterm)                 # after Ray, which sets a handler of its own
-    try: runs = run_sweep(study["problem"], study["plan"], study["recipe"], storage=args.storage, prints=study["prints"], **study["options"])
+    try: runs = train(study["problem"], study["plan"], study["recipe"], storage=args.storage, prints=study["prints"], **study["options"])
     except KeyboardInterrupt: return 130
     print(runs)
     return 0

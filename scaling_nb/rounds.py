@@ -62,8 +62,9 @@ def edge_round(
     problem: Problem,
     fit,               # IsoFlopFit of the runs so far
     frame: pd.DataFrame,  # All runs so far, as `runs_frame` has them
-    multiple: int | None = None,  # As in `plan_sweep`
+    target: float | None = None,  # FLOPs of the run that the sweep is for
     spend: float | None = None,   # FLOPs that it may cost; no limit when None
+    multiple: int | None = None,  # As in `plan_sweep`
 ) -> Round | None:
     "Two sizes beyond each edge at which a budget has its least loss; None where no edge is open, or none that can be moved."
     points, specs = edge_points(fit, frame).dropna(subset="N"), []
@@ -80,7 +81,7 @@ def edge_round(
     if not specs: return None
     budgets = sorted({s.budget for s in specs})
     where = f"budget{'s' * (len(budgets) > 1)} {', '.join(sci_format(b, 2) for b in budgets)}"
-    return Round("edge", tuple(specs), f"the least loss of {where} lies at the edge of the sizes, so they are extended there.")
+    return Round("edge", tuple(specs), f"the least loss of {where} lies at the edge of the sizes, so they are extended there.", target)
 
 # %% ../nbs/10a_rounds.ipynb #10a1000d
 def _ladder(problem, fit, top_C, multiple, n=10) -> pd.DataFrame:

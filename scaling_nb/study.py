@@ -97,7 +97,7 @@ def _predict(self,
 ) -> Allocation:
     "How big, how much data and which loss at `C`, with intervals and what to distrust. Raises ValueError when neither estimator could be fitted."
     fit = self._primary()
-    kw = dict(held_out=self.held_out if len(self.held_out) else None, unique_tokens=self.info.get("unique_tokens"), recipe_checked=_lr_checked(self.recipe)) | kw
+    kw = dict(held_out=self.held_out if len(self.held_out) else None, unique_tokens=None if self.mock else self.info.get("unique_tokens"), recipe_checked=_lr_checked(self.recipe)) | kw
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return compute_optimal(fit, self._asked(C), isoflop=self.isoflop if fit is self.surface else None, level=level, **kw)
@@ -119,11 +119,13 @@ def _primary(self):
     return self.surface if self.surface is not None else self.isoflop
 
 def _chinchilla_table(self,
-    budgets=None,  # FLOPs; the study's own and 10, 100 times its largest when None
+    budgets=None,  # FLOPs; when None those of the study's grid and its target, or 10 and 100 times the largest
 ) -> pd.DataFrame:
     "The answer as a table, one row a budget: N*, D* and the loss, each with its 90 % interval; `predict` has the warnings."
-    fit, top = self._primary(), sorted(self.runs.budget.unique())
-    table = optimum_frame(fit, [float(C) for C in (budgets if budgets is not None else [*top, 10*top[-1], 100*top[-1]])], isoflop=self.isoflop if fit is self.surface else None)
+    fit, grid = self._primary(), sorted(self.runs.budget[self.runs.role != "adaptive"].unique())
+    ahead = [self.target] if self.target else [10*grid[-1], 100*grid[-1]]
+    table = optimum_frame(fit, [float(C) for C in (budgets if budgets is not None else [*grid, *ahead])], isoflop=self.isoflop if fit is self.surface else None,
+                          held_out=self.held_out if len(self.held_out) else None)
     table.insert(list(table.columns).index("loss"), "tokens_per_param", table.D/table.N)
     return table
 
@@ -309,7 +311,7 @@ def _next_runs(self,
     "What to train next: sizes beyond an open edge, else the runs that narrow the answer most. A plan without runs, with the reason, where none is worth it. Raises ValueError."
     plan, target = self._basis(), target or self.target
     if target is None: raise ValueError("`target` must be given, the FLOPs of the run that the study is for: its plan was made without.")
-    if self.isoflop is not None and (found := edge_round(self.problem, self.isoflop, self.frame, plan.multiple, spend)): return found.plan(plan)
+    if self.isoflop is not None and (found := edge_round(self.problem, self.isoflop, self.frame, target, spend, plan.multiple)): return found.plan(plan)
     found = self.reasons.get("surface", "there is no surface.") if self.surface is None else adaptive_round(self.problem, self.surface, self.frame, target, k, spend, criterion, plan.multiple)
     return replace(plan, specs=(), trunks=(), notes=(f"no further run: {found}",)) if isinstance(found, str) else found.plan(plan)
 
@@ -320,7 +322,7 @@ def _choose(study, rounds, k, criterion, said):
     "The next round of a study, or None when it is done; why a kind of round ends goes to `said`."
     plan, done = study.plan, study.rounds
     left = plan.reserve_flops - sum(r.flops for r in done if r.what != "hold-out")
-    if left > 0 and study.isoflop is not None and (found := edge_round(study.problem, study.isoflop, study.frame, plan.multiple, left)): return found
+    if left > 0 and study.isoflop is not None and (found := edge_round(study.problem, study.isoflop, study.frame, plan.target, left, plan.multiple)): return found
     n = sum(r.what == "adaptive" for r in done)
     if n < rounds and left > 0:
         found = study.reasons.get("surface", "") if study.surface is None else adaptive_round(study.problem, study.surface, study.frame, plan.target, k, left/(rounds - n), criterion, plan.multiple)
@@ -336,17 +338,25 @@ def _choose(study, rounds, k, criterion, said):
 def train_study(
     problem,
     plan: SweepPlan,       # From `plan_sweep`; with a target it is followed by rounds
+    recipe=None,           # Recipe of all runs; the plan's own when None
     *,
     storage,               # Storage, local path or fsspec URL
     rounds: int = 2,       # Adaptive rounds at most; the plan's reserve is shared between them
     k: int = 4,            # Runs of such a round at most
     criterion: str = "c",  # What they are to narrow: "c" N*(target), "loss" the loss there, "D" all parameters
+    prints=None,           # `fingerprint(problem)`, where it is known already
     **options,             # To `run_sweep`: resources, mock, view, retry_failed, ...
 ) -> Study:
-    "Train a plan and, where it has a target, what follows from its fit: open edges, adaptive rounds, the hold-out run. The same line resumes. Raises what `run_sweep` raises."
+    """Train a plan and, where it has a target, what follows from its fit: open edges, adaptive rounds, the hold-out run. The same line resumes.
+
+    Raises ValueError for a plan with a target that is not waited for, and what `run_sweep` raises."""
     from scaling_nb.contracts import fingerprint
     from scaling_nb.scheduling import run_sweep
-    storage, prints, said = open_storage(storage), fingerprint(problem), set()
+    if plan.target is not None and (options.get("detached") or not options.get("wait", True)):
+        raise ValueError("Rounds are chosen by the process that waits for the runs before them, so a plan with a target must be waited for. "
+                         "`submit_study` has a job on the cluster wait; or train the plan with `run_sweep`, and add what `Study.next_runs` gives when it is done.")
+    if recipe is not None: plan = replace(plan, recipe=recipe)
+    storage, prints, said = open_storage(storage), prints or fingerprint(problem), set()
     train = lambda specs, told: run_sweep(problem, replace(told, specs=tuple(specs), trunks=()), storage=storage, prints=prints, **options)
     train([s for s in plan.specs if s.role != "hold-out"], plan)
     study = Study(storage, problem, plan)
@@ -395,7 +405,7 @@ def find_optimal(
         raise ValueError(f"`resume=False` asks for an empty directory, but {storage.url} holds {len(old)} runs. Choose another `output_dir`; nothing was changed.")
     plan = plan_sweep(problem, compute_budgets, target=target, spend=spend, recipe=recipe, **plan_options)
     if not train: return plan
-    return train_study(problem, plan, storage=storage, rounds=rounds, mock=mock, resources=resources, view=view, retry_failed=retry_failed, trunks=plan_options.get("trunks", True))
+    return train_study(problem, plan, recipe, storage=storage, rounds=rounds, mock=mock, resources=resources, view=view, retry_failed=retry_failed, trunks=plan_options.get("trunks", True))
 
 def load_study(
     path,          # The storage: local path or fsspec URL

@@ -276,6 +276,32 @@ class SweepPlan:
 
     def __len__(self): return len(self.specs)
 
+# %% ../nbs/02_sweep.ipynb #d0e60002
+def _fitted_runs(plan: SweepPlan, target: float | None):
+    "N, D, C of the runs that a fit will see, and the target: the plan's, or ten times its top budget."
+    seen = [s for s in plan.specs if s.role != "hold-out"]
+    N, D, C = (np.array([getattr(s, k) for s in seen], float) for k in ("N", "D", "C"))
+    return N, D, C, float(target or plan.target or 10*max(s.budget for s in seen))
+
+def _plan_forecast(
+    self,
+    law=None,     # Law or FitResult to plan with; a guess when None
+    noise=None,   # Standard deviation of ln L between seeds; the fit's own, or .003
+    target: float | None = None,  # FLOPs; the plan's target, else ten times its top budget
+):                # Forecast
+    "How wide the interval of N*(target) will be. Hold-out runs are not counted, and branches of a trunk count as runs of their own, which is hopeful where they share noise."
+    from scaling_nb.design import predict_width
+    N, D, C, target = _fitted_runs(self, target)
+    return predict_width(law, N, D, target, noise=noise, C=C)
+
+def _plan_simulate(self, law=None, noise=None, target: float | None = None, n: int = 300, seed: int = 0, **kw):
+    "The whole sweep `n` times on a known law, fitted and asked: a Rehearsal. Arguments as of `forecast`; keywords as of `design.simulate`."
+    from scaling_nb.design import simulate
+    N, D, C, target = _fitted_runs(self, target)
+    return simulate(law, N, D, target, noise=noise, C=C, n=n, seed=seed, **kw)
+
+SweepPlan.forecast, SweepPlan.simulate = _plan_forecast, _plan_simulate
+
 # %% ../nbs/02_sweep.ipynb #eda210fb
 def _summary(plan: SweepPlan) -> pd.DataFrame:
     "One row a budget."
@@ -750,29 +776,3 @@ def plan_sweep(
             _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, hours))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)
-
-# %% ../nbs/02_sweep.ipynb #d0e60002
-def _fitted_runs(plan: SweepPlan, target: float | None):
-    "N, D, C of the runs that a fit will see, and the target: the plan's, or ten times its top budget."
-    seen = [s for s in plan.specs if s.role != "hold-out"]
-    N, D, C = (np.array([getattr(s, k) for s in seen], float) for k in ("N", "D", "C"))
-    return N, D, C, float(target or plan.target or 10*max(s.budget for s in seen))
-
-def _plan_forecast(
-    self,
-    law=None,     # Law or FitResult to plan with; a guess when None
-    noise=None,   # Standard deviation of ln L between seeds; the fit's own, or .003
-    target: float | None = None,  # FLOPs; the plan's target, else ten times its top budget
-):                # Forecast
-    "How wide the interval of N*(target) will be. Hold-out runs are not counted, and branches of a trunk count as runs of their own, which is hopeful where they share noise."
-    from scaling_nb.design import predict_width
-    N, D, C, target = _fitted_runs(self, target)
-    return predict_width(law, N, D, target, noise=noise, C=C)
-
-def _plan_simulate(self, law=None, noise=None, target: float | None = None, n: int = 300, seed: int = 0, **kw):
-    "The whole sweep `n` times on a known law, fitted and asked: a Rehearsal. Arguments as of `forecast`; keywords as of `design.simulate`."
-    from scaling_nb.design import simulate
-    N, D, C, target = _fitted_runs(self, target)
-    return simulate(law, N, D, target, noise=noise, C=C, n=n, seed=seed, **kw)
-
-SweepPlan.forecast, SweepPlan.simulate = _plan_forecast, _plan_simulate
