@@ -38,8 +38,8 @@ def _planned(args, speed=None):
     "(problem, plan) of the arguments."
     from scaling_nb.sweep import plan_sweep
     problem, recipe = load_object(args.problem), load_object(args.recipe) if args.recipe else None
-    return problem, plan_sweep(problem, args.budgets, target=args.target, spend=args.spend, hours=args.hours, hardware=args.hardware, slots=getattr(args, "slots", None), sizes=args.sizes, n_sizes=args.n_sizes,
-                               replicates=args.replicates, recipe=recipe, speed=speed)
+    asked = dict(target=args.target, spend=args.spend, hours=args.hours, hardware=args.hardware, slots=getattr(args, "slots", None))
+    return problem, plan_sweep(problem, args.budgets, **asked, sizes=args.sizes, n_sizes=args.n_sizes, replicates=args.replicates, recipe=recipe, speed=speed)
 
 def _resources(args, address=None):
     from scaling_nb.scheduling import Resources

@@ -6,14 +6,13 @@
 __all__ = ['Study', 'train_study', 'find_optimal', 'load_study']
 
 # %% ../nbs/11_study.ipynb #88a50287
-import math
 import warnings
 from dataclasses import replace
 from functools import cached_property
 
 import pandas as pd
 
-from .allocation import Allocation, compute_optimal, optimum_frame
+from .allocation import Allocation, choose_method, compute_optimal, optimum_frame
 from .fitting import fit_law
 from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
@@ -331,8 +330,8 @@ def _choose(study, rounds, k, criterion, said):
         said.add(found)
     late = tuple(s for s in plan.specs if s.role == "hold-out")
     if not late or any(r.what == "hold-out" for r in done): return None
-    fit = study.surface if study.surface is not None and study.surface.status.ok else study.isoflop if study.isoflop is not None and math.isfinite(study.isoflop.a) else None
-    if fit is None: return Round("hold-out", late, "at the size that was expected before the sweep, since no fit says better.", plan.target)
+    try: fit = getattr(study, choose_method(study.surface, study.isoflop)[0])
+    except (ValueError, AttributeError): return Round("hold-out", late, "at the size that was expected before the sweep, since no fit says better.", plan.target)
     return hold_out_round(study.problem, fit, study.frame, late[0].budget, plan.target, plan.multiple)
 
 def train_study(
