@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from .charts import _FLOPS_LABEL, _SHAPES, _SI_LABEL, budget_colors, budget_names, frame_html, isoflop_frame, offline_renderer, plot_curves, plot_runs, smooth_curve, stack, thin_curve, vega_js
+from .charts import _SHAPES, _SI_LABEL, budget_colors, budget_names, frame_html, isoflop_frame, offline_renderer, plot_curves, plot_runs, smooth_curve, stack, thin_curve, vega_js
 from .decisions import Speeds, finish_time
 from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
@@ -322,10 +322,11 @@ def short_traceback(
     return "\n".join(lines)[-most:]
 
 # %% ../nbs/10_widgets.ipynb #79302a6c
-def _live_axis(channel, field, title, name, flops=False):
-    "A log axis whose ends and ticks are signals of the page."
+def _live_axis(channel, title, name):
+    "A log axis whose ends and ticks are signals of the page. Its labels have a fixed room."
+    room = 20 if name == "x" else 32
     ends, ticks = [alt.ExprRef(f"{name}0"), alt.ExprRef(f"{name}1")], alt.ExprRef(f"{name}ticks")
-    return channel(f"{field}:Q", title=title, scale=alt.Scale(type="log", domain=ends, nice=False, zero=False), axis=alt.Axis(values=ticks, labelExpr=_FLOPS_LABEL if flops else _SI_LABEL))
+    return channel(f"{name}:Q", title=title, scale=alt.Scale(type="log", domain=ends, nice=False, zero=False), axis=alt.Axis(values=ticks, labelExpr=_SI_LABEL, minExtent=room, maxExtent=room))
 
 
 def _live_signals(x: list, y: list) -> list:
@@ -343,43 +344,35 @@ def group_names(
     return budget_names(frame.budget) if by == "budget" else {v: str(v) for v in sorted(set(frame["size"].dropna()))}
 
 
-def _live_scales(frame, by):
-    names = list(group_names(frame, by).values()) or [""]
-    return (alt.Color("g:N", legend=None, scale=alt.Scale(domain=names, range=budget_colors(len(names)))),
-            alt.Shape("g:N", legend=None, scale=alt.Scale(domain=names, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(names))])))
+def _looks(names) -> tuple:
+    "Colours and shapes of groups, smallest first."
+    return budget_colors(len(names)), [_SHAPES[i % len(_SHAPES)] for i in range(len(names))]
 
 # %% ../nbs/10_widgets.ipynb #3c9d0e5a
 def live_chart(
     frame: pd.DataFrame,   # As `RunTail.frame` makes it
-    by: str = "budget",    # Colour by "budget" or "size"
-) -> alt.LayerChart:
-    "Training curves over the dataset named `live`, with the axes of the whole plan."
-    color, shape = _live_scales(frame, by)
+) -> alt.Chart:
+    "The axes of the training curves, made for the whole plan."
     D = frame.D.astype(float)
-    x = _live_axis(alt.X, "x", "tokens", "x")
-    y = _live_axis(alt.Y, "y", "training loss, nats/token", "y")
-    shown = alt.param(name="shown", value=None)       # numbers of the runs that the filter lets through; all when null
-    seen = "!shown || indexof(shown, datum.r) >= 0"
-    base = alt.Chart(alt.NamedData("live")).encode(x, y, color, opacity=alt.condition(seen, alt.value(.9), alt.value(.08)))
-    ends = base.transform_filter("datum.end && datum.state != 'FAILED'").mark_point(filled=True, size=26, clip=True).encode(shape)
-    failed = base.transform_filter("datum.end && datum.state == 'FAILED'").mark_text(text="✕", fontSize=14, fontWeight=700, clip=True)
-    signals = _live_signals([float(D.min()) / 200, float(D.max()) * 1.1], [1.0, 10.0])
-    return alt.layer(base.mark_line(strokeWidth=1.4, clip=True).encode(detail="r:N"), ends, failed).add_params(shown, *signals).properties(width=440, height=260)
+    x, y = _live_axis(alt.X, "tokens", "x"), _live_axis(alt.Y, "training loss, nats/token", "y")
+    return alt.Chart(alt.NamedData("live")).mark_point().encode(x, y).add_params(*_live_signals([float(D.min()) / 200, float(D.max()) * 1.1], [1.0, 10.0])).properties(width=440, height=260)
 
 
 def live_profile(
     frame: pd.DataFrame,   # As `RunTail.frame` makes it
 ) -> alt.LayerChart:
     "Held-out loss against N over the datasets `done` and `parabola`, a line a budget: it fills in as runs end."
-    color, shape = _live_scales(frame, "budget")
-    x, y = _live_axis(alt.X, "x", "N, parameters", "x"), _live_axis(alt.Y, "y", "held-out loss, nats/token", "y")
+    names = list(group_names(frame).values()) or [""]
+    colors, shapes = _looks(names)
+    color, shape = alt.Color("g:N", legend=None, scale=alt.Scale(domain=names, range=colors)), alt.Shape("g:N", legend=None, scale=alt.Scale(domain=names, range=shapes))
+    x, y = _live_axis(alt.X, "N, parameters", "x"), _live_axis(alt.Y, "held-out loss, nats/token", "y")
     N = frame.N.astype(float)
     done = alt.Chart(alt.NamedData("done")).encode(x, y, color)
     tips = [alt.Tooltip("g:N", title="budget"), alt.Tooltip("says:N", title="N"), alt.Tooltip("y:Q", title="held-out loss", format=".4f"), alt.Tooltip("role:N", title="role")]
     dash = alt.condition("datum.fit", alt.value([1, 0]), alt.value([3, 3]))
     lines = alt.Chart(alt.NamedData("parabola")).mark_line(strokeWidth=1.5, clip=True, strokeOpacity=.75).encode(x, y, color, detail="k:N", strokeDash=dash)
-    names = done.transform_filter("isValid(datum.label)").mark_text(dy=14, fontSize=11).encode(text="label:N")
-    return alt.layer(lines, done.mark_point(filled=True, size=58, opacity=1, clip=True).encode(shape, tooltip=tips), names).add_params(
+    labels = done.transform_filter("isValid(datum.label)").mark_text(dy=14, fontSize=11).encode(text="label:N")
+    return alt.layer(lines, done.mark_point(filled=True, size=58, opacity=1, clip=True).encode(shape, tooltip=tips), labels).add_params(
         *_live_signals([float(N.min()) / 1.3, float(N.max()) * 1.3], [1.0, 10.0])).properties(width=250, height=260)
 
 # %% ../nbs/10_widgets.ipynb #71f2c8d4
@@ -410,7 +403,7 @@ def _static(name: str) -> str:
 
 class RunWidget(anywidget.AnyWidget):
     "The browser's half of RunView: plain state."
-    specs = traitlets.Dict().tag(sync=True)   # Vega-Lite: "budget" and "size" of the curves, "profile"
+    specs = traitlets.Dict().tag(sync=True)   # Vega-Lite of "curves" and "profile"
     runs = traitlets.List().tag(sync=True)    # What never changes of each run
     rows = traitlets.List().tag(sync=True)    # What changes: state, progress, losses, attempt, failure, speed, note
     groups = traitlets.Dict().tag(sync=True)  # "budget" and "size": names, colours and shapes
@@ -423,6 +416,8 @@ class RunWidget(anywidget.AnyWidget):
     def __init__(self, **kw):
         self._esm, self._css = vega_js(_static("live.js")), _static("look.css")
         super().__init__(**kw)
+        if self.comm is not None:   # ipykernel 7.4 hands what a page says to whoever wrote to it last: to the cell that is busy. The page has chosen a subshell, and means it
+            self.comm._reply_subshell_for = lambda data, chosen: chosen
 
     def set_curve(self, k: int, data: bytes):
         "Set the points of run `k`, as `curve_bytes` packs them."
@@ -654,10 +649,10 @@ def _push(self, frame, changed, left):
 def _push_plan(self, frame):
     "Send what is known before the first step."
     w, names, sizes = self.widget, group_names(frame, "budget"), group_names(frame, "size")
-    w.groups = {by: dict(names=list(n.values()), colors=budget_colors(len(n)), shapes=[_SHAPES[i % len(_SHAPES)] for i in range(len(n))]) for by, n in (("budget", names), ("size", sizes)) if n}
+    w.groups = {by: dict(zip(("names", "colors", "shapes"), (list(n.values()), *_looks(n)))) for by, n in (("budget", names), ("size", sizes)) if n}
     w.runs = [dict(id=r.run_id, budget=names[r.budget], size=sizes.get(r.size, ""), N=si_format(r.N), D=si_format(r.D), n=r.N, d=r.D, c=r.budget,
                    says=f"{r.N:,.0f} parameters, {r.D:,.0f} tokens", role=r.role) for r in frame.itertuples()]
-    w.specs = dict(budget=live_chart(frame, "budget").to_dict(), size=live_chart(frame, "size").to_dict(), profile=live_profile(frame).to_dict()) if len(frame) else {}
+    w.specs = dict(curves=live_chart(frame).to_dict(), profile=live_profile(frame).to_dict()) if len(frame) else {}
 
 
 def _number(x, digits):

@@ -1,4 +1,5 @@
 // The browser half of RunView: progress, live curves, profile, table of runs, buttons. `vegaEmbed` comes from vl-convert's bundle; nothing is fetched.
+// Vega draws the axes and the profile. The curves are drawn here, in a few milliseconds however many move, so that zooming and filtering answer at once.
 // The kernel sends whole states, never differences, so a page that is reloaded, or opened in a second tab, shows the same.
 const STATES = ["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 const MARKS = { PENDING: "·", RUNNING: "▶", STOPPED: "‖", SUCCEEDED: "✓", FAILED: "✕" }
@@ -6,6 +7,7 @@ const WORDS = { PENDING: "waiting", RUNNING: "running", STOPPED: "stopped", SUCC
 const RANK = [3, 0, 2, 4, 1]          // running, failed, stopped, waiting, done
 const SILENT_S = 30                    // without a tick for so long, the view says so
 const ANSWER_MS = 3000                 // a kernel that can hear answers within this
+const PAD = { left: 60, right: 16, top: 8, bottom: 44 }   // of a chart; fixed, so that nothing jumps as labels change
 const SVG = "http://www.w3.org/2000/svg"
 const SHAPES = { circle: "M5 0a5 5 0 1 0 .01 0z", square: "M.6 .6h8.8v8.8H.6z", "triangle-up": "M5 0 10 9.4H0z", diamond: "M5-.6 10.6 5 5 10.6-.6 5z", "triangle-down": "M5 10 10 .6H0z",
   cross: "M3.2 0h3.6v3.2H10v3.6H6.8V10H3.2V6.8H0V3.2h3.2z", "triangle-right": "M10 5 .6 10V0z" }
@@ -97,7 +99,7 @@ class Chart {
     if (this.res) this.res.finalize()
     this.embed.textContent = ""
     const dark = getComputedStyle(document.body).colorScheme.includes("dark") || document.body.dataset.jpThemeLight === "false"
-    this.res = await vegaEmbed(make("div", "", this.embed), { ...JSON.parse(key), width: wide }, { mode: "vega-lite", actions: false, renderer: "canvas", tooltip: { theme: dark ? "dark" : "light" } })
+    this.res = await vegaEmbed(make("div", "", this.embed), { ...JSON.parse(key), width: wide, padding: PAD, autosize: "none" }, { mode: "vega-lite", actions: false, renderer: "canvas", tooltip: { theme: dark ? "dark" : "light" } })
     this.view = this.res.view
     this.sent = {}
     return true
@@ -112,15 +114,10 @@ class Chart {
     this.view.signal(letter + "0", ends[0]).signal(letter + "1", ends[1]).signal(letter + "ticks", logTicks(...ends, n))
   }
 
-  async run(relayout) {
-    if (relayout) this.view.resize()   // labels were laid out for other numbers
-    await this.view.runAsync()
-    this.dirty = false
-  }
+  async run() { await this.view.runAsync(); this.dirty = false }
 
   place() {                            // where the plot lies in the holder: left, top, width, height
-    const o = this.view.origin(), p = this.view.padding()
-    return [o[0] + p.left, o[1] + p.top, this.view.width(), this.view.height()]
+    return [PAD.left, PAD.top, this.view.width(), this.view.height()]
   }
   at(letter, v) {                      // pixels in the plot
     const [a, b] = this.ends[letter].map(Math.log), s = (Math.log(v) - a) / (b - a)
@@ -160,7 +157,7 @@ async function render({ model, el }) {
       left.dataset.for = JSON.stringify(s.left)
       put(left, !s.left ? "" : s.left_text + (s.left[2] > 300 && s.left[2] < 72000 ? `, done ${at(s.left[0]) === at(s.left[2]) ? "at " + at(s.left[0]) : at(s.left[0]) + " to " + at(s.left[2])}` : ""))
     }
-    fill.style.width = (100 * (s.share || 0)).toFixed(1) + "%"
+    fill.style.transform = `scaleX(${(s.share || 0).toFixed(4)})`
     bar.setAttribute("aria-valuenow", Math.round(100 * (s.share || 0)))
     bar.setAttribute("aria-valuetext", `${count.textContent}, ${share.textContent}, ${left.textContent}`)
     acts.hidden = !can
@@ -235,9 +232,9 @@ async function render({ model, el }) {
   const toggle = make("span", "by row", one.caption)
   make("span", "tag", toggle, "colour by")
   const segments = make("span", "segments", toggle), bys = {}
-  for (const name of ["budget", "size"]) bys[name] = button("", name, segments, () => { by = name; groups.clear(); drawn = []; paintLegend(true); filter() })
+  for (const name of ["budget", "size"]) bys[name] = button("", name, segments, () => { by = name; groups.clear(); stale = true; paintLegend(true); filter() })
   const curves = new Chart(one.plot, "curves"), profile = new Chart(two.plot, "profile"), empty = make("div", "empty", two.plot, "fills in as runs end"), blank = make("div", "empty", one.plot, "no step yet")
-  const over = draw("svg", one.plot, { class: "over", "aria-hidden": "true" }), hot = draw("g", over, {}), brush = draw("rect", over, { class: "brush", visibility: "hidden" })
+  const sheet = make("canvas", "sheet", one.plot), over = draw("svg", one.plot, { class: "over", "aria-hidden": "true" }), hot = draw("g", over, {}), brush = draw("rect", over, { class: "brush", visibility: "hidden" })
   const tip = make("div", "tip", one.plot)
   tip.hidden = true
 
@@ -257,53 +254,65 @@ async function render({ model, el }) {
     })
   }
 
-  let drawn = [], shownKey = "", hits = [], draws = 0
+  let shownKey = "", hits = [], stale = true, total = 0
   const points = []                    // of each run: two arrays
   function looks(k) { const g = get("groups")[by], i = g ? g.names.indexOf(get("runs")[k][by]) : -1; return i < 0 ? ["circle", "gray"] : [g.shapes[i], g.colors[i]] }
   const visible = k => !trs[k] || !trs[k].tr.hidden
 
   async function paintCurves() {
-    const runs = get("runs"), rows = get("rows"), ink = getComputedStyle(root).color
-    if (await curves.show(get("specs")[by], ink, one.plot.clientWidth - 62)) { drawn = []; draws = 0; shownKey = "" }
-    const moved = new Set(), fresh = []
-    for (let k = 0; k < runs.length; k++) {          // only the curves that moved are replaced
-      const state = STATES[rows[k]?.[0] ?? 0], data = get("c" + k), old = drawn[k]
-      if (!data || (old && old.data === data && old.state === state)) continue
-      const c = points[k] = curve(data), n = c.x.length, g = runs[k][by]
-      if (old) moved.add(k)
-      drawn[k] = { data, state, n }
-      for (let j = 0; j < n; j++) fresh.push({ r: k, g, state, x: c.x[j], y: c.y[j], end: j === n - 1 })
-    }
-    if (fresh.length || moved.size) {
-      const change = curves.view.changeset()
-      if (moved.size) change.remove(p => moved.has(p.r))
-      curves.view.change("live", change.insert(fresh))
-      curves.dirty = true
-    }
-    let lo = Infinity, hi = 0, most = 0, least = Infinity
-    for (let k = 0; k < runs.length; k++) if (drawn[k] && visible(k)) {
+    const runs = get("runs"), rows = get("rows"), style = getComputedStyle(root)
+    if (await curves.show(get("specs").curves, style.color, one.plot.clientWidth - PAD.left - PAD.right)) stale = true
+    let lo = Infinity, hi = 0, least = Infinity
+    total = 0
+    for (let k = 0; k < runs.length; k++) {
+      const data = get("c" + k)
+      if (!data) continue
+      if (points[k]?.data !== data) { points[k] = { data, ...curve(data) }; stale = true }
       const { x, y } = points[k]
-      for (let j = 0; j < x.length; j++) { if (!zoom || (x[j] >= zoom[0] && x[j] <= zoom[1])) { if (y[j] < lo) lo = y[j]; if (y[j] > hi) hi = y[j] } }
-      if (x.length) { most = Math.max(most, x[x.length - 1]); least = Math.min(least, x[0]) }
+      total += x.length
+      if (!x.length || !visible(k)) continue
+      for (let j = 0; j < x.length; j++) if (!zoom || (x[j] >= zoom[0] && x[j] <= zoom[1])) { if (y[j] < lo) lo = y[j]; if (y[j] > hi) hi = y[j] }
+      least = Math.min(least, x[0])
     }
-    const D = Math.max(...runs.map(r => r.d || 0))
-    curves.axis("x", zoom || within(curves.ends.x && !curves.wasZoomed ? curves.ends.x : null, least < Infinity ? Math.max(least, D / 1e5) : D / 200, D), Math.max(3, Math.floor(one.plot.clientWidth / 80)))
-    curves.wasZoomed = !!zoom
+    const D = Math.max(...runs.map(r => r.d || 0)), wide = one.plot.clientWidth
+    curves.axis("x", zoom || within(curves.ends.x, least < Infinity ? Math.max(least, D / 1e5) : D / 200, D), Math.max(3, Math.floor(wide / 80)))
     curves.axis("y", within(curves.ends.y, lo, hi) || [1, 10], 9)
-    const now = trs.some(t => t.tr.hidden) ? trs.map((t, k) => t.tr.hidden ? -1 : k).filter(k => k >= 0) : null
-    if (shownKey !== JSON.stringify(now)) { shownKey = JSON.stringify(now); curves.view.signal("shown", now); curves.dirty = true }
-    const total = drawn.reduce((n, d) => n + (d ? d.n : 0), 0)
-    blank.hidden = total > 0
-    if (curves.dirty) { await curves.run(draws++ % 10 === 0); hits = []; paintOver() }
-    reset.hidden = !zoom
+    if (curves.dirty) { await curves.run(); stale = true }
+    const now = JSON.stringify([runs.map((_, k) => visible(k)), rows.map(r => r[0]), by, style.color])
+    if (now !== shownKey) { shownKey = now; stale = true }
+    blank.hidden = total > 0; reset.hidden = !zoom
+    if (stale) { stale = false; hits = []; paintSheet(); paintOver() }
     root.dataset.rows = total
-    one.plot.setAttribute("aria-label", `Training loss against tokens of ${drawn.filter(d => d && d.n).length} runs, coloured by ${by}` + (hi > 0 ? `; ${zoom ? "zoomed; " : ""}from ${si(hi)} to ${si(lo)} nats a token` : "") + ". The table below has each run's numbers.")
+    one.plot.setAttribute("aria-label", `Training loss against tokens of ${points.filter(p => p?.x.length).length} runs, coloured by ${by}` + (hi > 0 ? `; ${zoom ? "zoomed; " : ""}from ${si(hi)} to ${si(lo)} nats a token` : "") + ". The table below has each run's numbers.")
   }
 
-  let profileKey = "", dots = 0
+  function paintSheet() {              // the curves: those that the filter leaves out are faded and not gone
+    const [ox, oy, w, h] = curves.place(), scale = devicePixelRatio || 1, c = sheet.getContext("2d"), rows = get("rows")
+    sheet.width = Math.ceil((w + 12) * scale); sheet.height = Math.ceil((h + 12) * scale)
+    Object.assign(sheet.style, { left: ox - 6 + "px", top: oy - 6 + "px", width: w + 12 + "px", height: h + 12 + "px" })
+    c.setTransform(scale, 0, 0, scale, 6 * scale, 6 * scale)
+    c.lineWidth = 1.4; c.lineJoin = c.lineCap = "round"
+    const ks = points.map((_, k) => k).filter(k => points[k]?.x.length), [x0, x1] = curves.ends.x
+    for (const k of [...ks.filter(k => !visible(k)), ...ks.filter(visible)]) {
+      const { x, y } = points[k], [shape, color] = looks(k), n = x.length - 1
+      c.globalAlpha = visible(k) ? .9 : .1; c.strokeStyle = c.fillStyle = color
+      c.save(); c.beginPath(); c.rect(0, 0, w, h); c.clip(); c.beginPath()
+      for (let j = 0; j <= n; j++) c.lineTo(curves.at("x", x[j]), curves.at("y", y[j]))
+      c.stroke(); c.restore()
+      if (x[n] < x0 || x[n] > x1) continue
+      const px = curves.at("x", x[n]), py = curves.at("y", y[n])
+      if (py < -3 || py > h + 3) continue
+      c.save(); c.translate(px, py)
+      if (STATES[rows[k]?.[0]] === "FAILED") { c.lineWidth = 2.2; c.beginPath(); c.moveTo(-4, -4); c.lineTo(4, 4); c.moveTo(4, -4); c.lineTo(-4, 4); c.stroke() }
+      else { c.scale(.58, .58); c.translate(-5, -5); c.fill(new Path2D(SHAPES[shape] || SHAPES.circle)) }
+      c.restore()
+    }
+  }
+
+  let profileKey = ""
   async function paintProfile() {
     const runs = get("runs"), rows = get("rows"), lines = get("lines"), ink = getComputedStyle(root).color
-    if (await profile.show(get("specs").profile, ink, two.plot.clientWidth - 62)) { profileKey = ""; dots = 0 }
+    if (await profile.show(get("specs").profile, ink, two.plot.clientWidth - PAD.left - PAD.right)) { profileKey = "" }
     const done = []
     runs.forEach((r, k) => { const v = rows[k]?.[3]; if (finite(v) && v > 0 && r.n > 0) done.push({ g: r.budget, x: r.n, y: v, says: r.N, role: r.role }) })
     const best = {}
@@ -321,7 +330,7 @@ async function render({ model, el }) {
     profile.axis("y", ys.length ? within(profile.ends.y, Math.min(...ys), Math.max(...ys)) : [1, 10], 9)
     empty.hidden = done.length > 0
     two.plot.classList.toggle("nothing", !done.length)
-    if (profile.dirty) await profile.run(true)
+    if (profile.dirty) await profile.run()
     put(two.says, done.length ? `${done.length} of ${runs.length} runs` : "")
     two.plot.setAttribute("aria-label", done.length ? "Held-out loss against N, a line a budget. Lowest so far: " + Object.values(best).map(d => `${d.y.toFixed(3)} at N = ${d.says} on ${d.g} FLOPs`).join("; ") + "." : "Held-out loss against N: no run has ended yet.")
   }
@@ -346,7 +355,7 @@ async function render({ model, el }) {
   }
   function nearest(px, py) {           // the run whose curve passes closest, within 24 pixels
     let best = null, least = 24 ** 2
-    for (let k = 0; k < points.length; k++) if (points[k] && visible(k) && drawn[k]) {
+    for (let k = 0; k < points.length; k++) if (points[k] && visible(k)) {
       const p = hits[k] ??= Array.from(points[k].x, (x, j) => [curves.at("x", x), curves.at("y", points[k].y[j])])
       for (let j = 0; j < p.length; j++) {
         const a = p[Math.max(j - 1, 0)], b = p[j], dx = b[0] - a[0], dy = b[1] - a[1], s = Math.max(0, Math.min(1, ((px - a[0]) * dx + (py - a[1]) * dy) / (dx * dx + dy * dy || 1)))
@@ -388,7 +397,7 @@ async function render({ model, el }) {
   over.addEventListener("pointercancel", () => { from = null; brush.setAttribute("visibility", "hidden") })
   over.addEventListener("pointerleave", () => hover(null))
   over.addEventListener("dblclick", () => zoomTo(null))
-  function zoomTo(ends) { zoom = ends && ends[1] > ends[0] * 1.001 ? ends : null; curves.ends.y = null; if (!zoom) curves.ends.x = null; draws = 0; hover(null); update() }
+  function zoomTo(ends) { zoom = ends && ends[1] > ends[0] * 1.001 ? ends : null; curves.ends.y = null; if (!zoom) curves.ends.x = null; hover(null); update() }
   function hover(found, ox, oy, w) {
     const k = found ? found[0] : null
     if (k !== hovered) { hovered = k; paintOver() }
@@ -425,17 +434,22 @@ async function render({ model, el }) {
     else th.append(make("span", "", null, title))
   }
   let trs = []
+  const seen = new IntersectionObserver(found => {
+    for (const f of found) trs[f.target.k].near = f.isIntersecting
+    if (found.some(f => f.isIntersecting)) update()
+  }, { root: box, rootMargin: "150px" })
 
   function newRow(k) {
     const tr = make("tr", "run", body), td = {}
     for (const name in COLUMNS) td[name] = make("td", `${COLUMNS[name][2] ? "l " : ""}c-${name}`, tr)
-    tr.tabIndex = -1
+    tr.tabIndex = -1; tr.k = k
+    seen.observe(tr)
     tr.setAttribute("aria-selected", false)
     td.mark = make("i", "", td.state); td.word = make("span", "", td.state); td.mark.setAttribute("aria-hidden", "true")
     td.pg = make("i", "", make("span", "pg", td.progress)); td.pc = make("span", "pc", td.progress)
     tr.addEventListener("click", () => { if (!String(getSelection())) { move(k, false); pick(k) } })
     tr.addEventListener("focus", () => move(k, false))
-    return { tr, td, detail: null, more: null, key: "", opened: false }
+    return { tr, td, detail: null, more: null, key: "", opened: false, near: k < 20 }
   }
 
   function paintTable() {
@@ -450,8 +464,11 @@ async function render({ model, el }) {
     runs.forEach((run, k) => {
       const [state, share, loss, final, attempt, , speed, asked] = row(k), name = STATES[state], { tr, td } = trs[k], [reason, trace] = why(k)
       counts[name] = (counts[name] || 0) + 1
-      const key = JSON.stringify([by, run, row(k), reason, mute])
-      if (trs[k].key === key) return
+      if (trs[k].state !== name) { trs[k].state = name; tr.classList.remove(...STATES); tr.classList.add(name); put(td.mark, MARKS[name]); put(td.word, WORDS[name]) }
+      tell(k, reason, trace)
+      if (!trs[k].near && trs[k].run === run) return               // it is painted when it is scrolled to
+      const key = JSON.stringify([row(k), mute])
+      if (trs[k].key === key && trs[k].run === run) return
       if (trs[k].run !== run) {
         trs[k].run = run; tr.dataset.run = run.id; tr.setAttribute("aria-selected", picked.has(run.id))
         td.budget.textContent = ""; const g = get("groups").budget, i = g.names.indexOf(run.budget)
@@ -460,12 +477,10 @@ async function render({ model, el }) {
         trs[k].text = `${run.id} ${run.budget} ${run.size} ${run.N} ${run.D} ${run.role}`.toLowerCase()
       }
       trs[k].key = key
-      if (trs[k].state !== name) { trs[k].state = name; tr.classList.remove(...STATES); tr.classList.add(name); put(td.mark, MARKS[name]); put(td.word, WORDS[name]) }
       td.pg.style.width = share / 10 + "%"
       put(td.pc, (share / 10).toFixed(0) + " %")
       put(td.loss, finite(loss) ? loss.toFixed(3) : "-"); put(td.final, finite(final) ? final.toFixed(4) : "-")
       put(td.speed, si(speed)); put(td.attempt, attempt ? String(attempt) : "-")
-      tell(k, reason, trace)
       act(k, asked)
     })
     for (const name in chips) { put(chips[name].text, `${counts[name] || 0} ${WORDS[name]}`); chips[name].hidden = name === "STOPPED" && !counts[name] && !states.has(name); chips[name].disabled = !counts[name] && !states.has(name) }
@@ -579,7 +594,7 @@ async function render({ model, el }) {
       dirty = false
       try {
         paintHead(); paintLegend(); paintTable()
-        if (get("specs")[by] && one.plot.clientWidth) { await paintCurves(); await paintProfile() }
+        if (get("specs").curves && one.plot.clientWidth) { await paintCurves(); await paintProfile() }
       } catch (e) { if (!dead) { note.hidden = false; note.className = "note bad"; note.textContent = `the view met an error: ${e.message}`; console.error(e) } }
       root.dataset.tick = get("tick")
       await new Promise(requestAnimationFrame)
@@ -594,7 +609,7 @@ async function render({ model, el }) {
     update()
   }
   function onGone() { gone = "The kernel that this view belonged to is gone. This is its last word; run the cell again to follow the runs."; paintNote() }
-  const watch = setInterval(() => { const was = silent; silent = Date.now() - lastTick > 1000 * SILENT_S; if (silent || was) paintNote() }, 2000)
+  const watch = setInterval(() => { const was = silent; silent = Date.now() - lastTick > 1000 * SILENT_S; if (silent || was) paintNote(); if (mute && !silent && !gone) ping() }, 2000)
   let width = 0
   const sized = new ResizeObserver(() => { if (Math.abs(root.clientWidth - width) > 4) { width = root.clientWidth; update() } })
   sized.observe(root)
@@ -606,7 +621,7 @@ async function render({ model, el }) {
   if (get("status").can) ping()
   return () => {
     dead = true
-    clearInterval(watch); sized.disconnect(); theme.disconnect()
+    clearInterval(watch); sized.disconnect(); theme.disconnect(); seen.disconnect()
     for (const name in events) model.off(name, events[name])
     curves.close(); profile.close()
   }
