@@ -222,7 +222,7 @@ def _poll(self) -> list:  # Ids of the runs that changed
         before = run.state
         told = self._poll_run(run)
         hint = self.hints.get(run.run_id)
-        if hint and run.state not in ("SUCCEEDED", "FAILED"):
+        if hint and run.state not in ("SUCCEEDED", "FAILED") and (run.state, hint) != ("STOPPED", "PENDING"):   # one that was paused waits, but not as one that never began
             run.state = hint if hint not in ("SUCCEEDED", "FAILED") else run.state   # an end is believed when it is on disk
         elif run.state == "RUNNING" and time.monotonic() - run.heard > QUIET_S:
             run.state = "STOPPED"

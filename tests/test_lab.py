@@ -90,7 +90,7 @@ class Trainer:                       # stands in for a sweep that trains
     def cancel(self, run): self.calls.append(run); storage.write_json(run, "failure.json", dict(reason="cancelled", attempt=1))
     def retry(self, run): raise ConnectionError("The cluster at 10.0.0.3 does not answer.")
 trainer = Trainer()
-for run, loss in (("run0", 3.), ("run1", 2.5), ("run2", 2.8)): begin(storage, run); write(storage, run, 1, 60); finish(storage, run, loss)
+for run, loss in (("run0", 3.), ("run1", 2.5), ("run2", 2.8)): begin(storage, run); write(storage, run, 1, 60, base=2 * loss); finish(storage, run, loss)
 for run in ("run3", "run4", "run5"): begin(storage, run); write(storage, run, 1, 5)
 storage.write_json("run5", "failure.json", dict(reason="ValueError: heads do not divide the width", attempt=1,
                                                 traceback='Traceback (most recent call last):\\n  File "model.py", line 17, in forward\\nValueError: heads'))
@@ -192,6 +192,12 @@ def test_the_view_answers_while_a_cell_runs(notebook):
     assert find(".curves .plot").get_attribute("aria-label").startswith("Training loss against tokens of 6 runs") and "2.500 at N = 2.00k" in find(".profile .plot").get_attribute("aria-label")
     expect(find(".profile canvas")).to_have_count(1)
     assert nb.running(2)
+
+    # a front end without subshells: the view says that nobody hears, and what to do
+    page.evaluate("() => { window.jupyterapp.serviceManager.kernels.commsOverSubshells = 'disabled' }")
+    find(".pause").click()
+    expect(find(".note")).to_contain_text("Interrupt the kernel")
+    expect(find(".pause")).to_be_disabled()
     clean(nb)
 
     # the kernel is gone: the last state stays, grey, and says so

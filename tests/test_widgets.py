@@ -117,8 +117,9 @@ def test_states_come_from_the_disk_and_hints_fill_in(storage):
     tail.poll()
     states = {r: tail.runs[r].state for r in SPECS}
     assert states == dict(run0="RUNNING", run1="STOPPED", run2="FAILED", run3="RUNNING", run4="RUNNING", run5="RUNNING")
-    tail.hints = {"run0": "PENDING", "run2": "RUNNING", "run3": "SUCCEEDED"}
+    tail.hints = {"run0": "PENDING", "run1": "PENDING", "run2": "RUNNING", "run3": "SUCCEEDED"}
     tail.poll()
+    assert tail.runs["run1"].state == "STOPPED"       # it waits, but it has begun
     assert tail.runs["run0"].state == "PENDING" and tail.runs["run2"].state == "FAILED"
     assert tail.runs["run3"].state == "RUNNING"       # an end is believed when its file is there
     storage.remove("run2", "failure.json")            # a retry

@@ -181,13 +181,13 @@ async function render({ model, el }) {
 
   // ---- asking the kernel: first whether it hears, then what is wanted
   const pending = new Map()
-  let asked = 0
+  let asked = 0, heard = 0             // numbers of the last question, and of the last one that was answered
   function ping() {
     const id = ++asked
     return new Promise(answer => {
       pending.set(id, answer)
       model.send({ ping: id })
-      setTimeout(() => { if (pending.has(id)) { pending.delete(id); hears(false); answer(false) } }, ANSWER_MS)
+      setTimeout(() => { if (pending.has(id)) { pending.delete(id); if (heard < id) hears(false); answer(false) } }, ANSWER_MS)
     })
   }
   function hears(yes) { if (mute === yes) { mute = !yes; root.dataset.mute = mute; paintHead(); paintActs() } }
@@ -195,7 +195,8 @@ async function render({ model, el }) {
     if (!("pong" in m)) return
     const answer = pending.get(m.pong)
     pending.delete(m.pong)
-    hears(true)
+    heard = Math.max(heard, m.pong)
+    if (!mute || asked - m.pong < 2) hears(true)    // late answers come in a heap when a cell has ended
     if (answer) answer(true)
   }
   async function press(what, run) {
@@ -254,7 +255,7 @@ async function render({ model, el }) {
     })
   }
 
-  let shownKey = "", hits = [], stale = true, total = 0
+  let shownKey = "", hits = [], stale = true, total = 0, refit = false
   const points = []                    // of each run: two arrays
   function looks(k) { const g = get("groups")[by], i = g ? g.names.indexOf(get("runs")[k][by]) : -1; return i < 0 ? ["circle", "gray"] : [g.shapes[i], g.colors[i]] }
   const visible = k => !trs[k] || !trs[k].tr.hidden
@@ -275,8 +276,9 @@ async function render({ model, el }) {
       least = Math.min(least, x[0])
     }
     const D = Math.max(...runs.map(r => r.d || 0)), wide = one.plot.clientWidth
-    curves.axis("x", zoom || within(curves.ends.x, least < Infinity ? Math.max(least, D / 1e5) : D / 200, D), Math.max(3, Math.floor(wide / 80)))
-    curves.axis("y", within(curves.ends.y, lo, hi) || [1, 10], 9)
+    curves.axis("x", zoom || within(refit ? null : curves.ends.x, least < Infinity ? Math.max(least, D / 1e5) : D / 200, D), Math.max(3, Math.floor(wide / 80)))
+    curves.axis("y", within(refit ? null : curves.ends.y, lo, hi) || curves.ends.y || [1, 10], 9)
+    refit = false
     if (curves.dirty) { await curves.run(); stale = true }
     const now = JSON.stringify([runs.map((_, k) => visible(k)), rows.map(r => r[0]), by, style.color])
     if (now !== shownKey) { shownKey = now; stale = true }
@@ -366,7 +368,7 @@ async function render({ model, el }) {
     return best
   }
   function where(e) { const [ox, oy] = curves.place(), r = over.getBoundingClientRect(); return [e.clientX - r.left - ox, e.clientY - r.top - oy] }
-  let from = null, hoverAt = 0
+  let from = null, last = null, queued = false
   const inside = (px, py) => { const [, , w, h] = curves.place(); return px >= 0 && px <= w && py >= 0 && py <= h }
   over.addEventListener("pointerdown", e => {
     if (!curves.view || e.button) return
@@ -383,9 +385,8 @@ async function render({ model, el }) {
       tip.hidden = true
       return
     }
-    if (performance.now() - hoverAt < 30) return
-    hoverAt = performance.now()
-    hover(inside(px, py) ? nearest(px, py) : null, ox, oy, w)
+    last = [px, py]
+    if (!queued) { queued = true; requestAnimationFrame(() => { queued = false; if (last && !dead) hover(inside(...last) ? nearest(...last) : null, ox, oy, w) }) }
   })
   over.addEventListener("pointerup", e => {
     if (from === null) return
@@ -395,9 +396,9 @@ async function render({ model, el }) {
     else if (hovered !== null) pick(hovered, true)
   })
   over.addEventListener("pointercancel", () => { from = null; brush.setAttribute("visibility", "hidden") })
-  over.addEventListener("pointerleave", () => hover(null))
+  over.addEventListener("pointerleave", () => { last = null; hover(null) })
   over.addEventListener("dblclick", () => zoomTo(null))
-  function zoomTo(ends) { zoom = ends && ends[1] > ends[0] * 1.001 ? ends : null; curves.ends.y = null; if (!zoom) curves.ends.x = null; hover(null); update() }
+  function zoomTo(ends) { zoom = ends && ends[1] > ends[0] * 1.001 ? ends : null; refit = true; hover(null); update() }
   function hover(found, ox, oy, w) {
     const k = found ? found[0] : null
     if (k !== hovered) { hovered = k; paintOver() }
@@ -618,7 +619,7 @@ async function render({ model, el }) {
   const events = { "change:tick": onTick, "change:said": onSaid, "msg:custom": onMessage, "comm_live_update": onGone }
   for (const name in events) model.on(name, events[name])
   await update()
-  if (get("status").can) ping()
+  if (get("status").can) { ping(); setTimeout(() => { if (!heard && !dead) ping() }, 1200) }    // the first may be sent before its subshell is there
   return () => {
     dead = true
     clearInterval(watch); sized.disconnect(); theme.disconnect(); seen.disconnect()
