@@ -728,6 +728,9 @@ def _show(self):
 RunView._loop, RunView._push_first, RunView.show = _loop, _push_first, _show
 
 # %% ../nbs/10_widgets.ipynb #53c36ca7
+_WORDS = dict(PENDING="waiting", RUNNING="▶ running", STOPPED="‖ stopped", SUCCEEDED="✓ done", FAILED="✕ failed")
+
+
 def _summary_html(self) -> str:
     frame = self.frame()
     bad = frame[frame.state == "FAILED"]
@@ -736,7 +739,7 @@ def _summary_html(self) -> str:
     lines += [f"<details><summary>where it was raised</summary>{''.join(f'<pre>{html.escape(t)}</pre>' for t in list(traces)[:5])}</details>"] if traces else []
     columns = [c for c in ("budget", "size", "N", "D", "state", "progress", "train_loss", "loss", "speed", "attempt", "role", "reason")
                if not (c == "reason" and (frame.reason == "").all() or c == "role" and frame.role.nunique() < 2 or c == "speed" and frame.speed.isna().all())]
-    table = frame[columns].assign(progress=[f"{100 * p:.0f} %" for p in frame.progress], N=frame.N.map(si_format), D=frame.D.map(si_format))
+    table = frame[columns].assign(state=frame.state.map(_WORDS), progress=[f"{100 * p:.0f} %" for p in frame.progress], N=frame.N.map(si_format), D=frame.D.map(si_format))
     if "speed" in table:
         table["speed"] = table["speed"].map(si_format)
     table = table.rename(columns=dict(train_loss="training loss", loss="held-out loss", speed="tokens/s", attempt="tries"))
