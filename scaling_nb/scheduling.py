@@ -609,6 +609,12 @@ def _status(self) -> dict:
     try: return self._ask(go)
     except RuntimeError: return go() | dict(eta=None)        # the loop has ended
 
+def _again(self, key: str):
+    "Try a failed run again."
+    if key not in self.job.runs: raise ValueError(f"`run` must be one of the {len(self.job.runs)} runs that this sweep trains, but got {key!r}.")
+    spec, recipe = self.job.runs[key]
+    return self.add(SweepPlan((spec,)), recipe, True)
+
 def _rests(self, wait_s: float) -> bool:
     "Is nothing left to do, or nothing allowed? Looks for so long."
     return self.rested.wait(wait_s)
@@ -620,7 +626,7 @@ def _close(self, timeout: float = 60):
     self._thread.join(timeout)
 
 Controller._ask, Controller._keep, Controller.status, Controller.rests, Controller.close = _ask, _keep, _status, _rests, _close
-Controller.pause, Controller.resume, Controller.cancel, Controller.add = _pause, _resume, _cancel, _add
+Controller.pause, Controller.resume, Controller.cancel, Controller.add, Controller.retry = _pause, _resume, _cancel, _add, _again
 Controller.alive = property(lambda self: self._thread.is_alive())
 
 # %% ../nbs/05_scheduling.ipynb #779438ae
@@ -694,6 +700,7 @@ class _Remote:
     def pause(self): self._call("pause")
     def resume(self): self._call("resume")
     def cancel(self, key): self._call("cancel", key)
+    def retry(self, key): self._call("retry", key)
     def add(self, plan, recipe=None, retry_failed=False): return self._call("add", plan, recipe, retry_failed)
     def close(self): self._call("close")
 
@@ -785,6 +792,20 @@ def _add(self,
     self.ids = tuple(dict.fromkeys([*self.ids, *new]))
     if self.view: self.view.follow(new)
 
+def _retry(self,
+    run: str,   # Run id
+):
+    "Try a run again that failed or was cancelled; it goes on from its checkpoint where it has one. Where the loop in this process has come to an end, another begins."
+    if isinstance(self.control, Controller):
+        if run not in self.control.job.runs: raise ValueError(f"`run` must be one of the {len(self.control.job.runs)} runs that this sweep trains, but got {run!r}.")
+        spec, recipe = self.control.job.runs[run]
+        return self.add(SweepPlan((spec,)), recipe, retry_failed=True)
+    _needs(self, "retry").retry(run)
+
+def _state(self) -> dict:
+    "Where it stands with whoever trains it: alive, paused, over (is nothing left to do?), and more where somebody is there."
+    return self.control.status() if self.alive else dict(alive=False, paused=False, over=False)
+
 def _wait(self,
     timeout: float | None = None,  # Seconds; as long as it takes when None
 ):
@@ -814,6 +835,7 @@ def _close(self):
     if self.view: self.view.close()
 
 Sweep.pause, Sweep.resume, Sweep.cancel, Sweep.add, Sweep.wait, Sweep.close = _pause, _resume, _cancel, _add, _wait, _close
+Sweep.retry, Sweep.status = _retry, _state
 
 # %% ../nbs/05_scheduling.ipynb #24617a9f
 def _repr(self):
@@ -836,7 +858,7 @@ def _display(self):
     from IPython.display import display
     if self.alive and not self.control.status()["over"]:
         from scaling_nb.widgets import RunView
-        RunView(self.storage, list(self.ids), closes=True).show()
+        RunView(self.storage, list(self.ids), closes=True, control=self).show()
     else: display({"text/plain": repr(self), "text/html": "<br>".join(repr(self).split("\n")) + self.frame.to_html(index=False, border=0, na_rep="")}, raw=True)
 
 Sweep.__repr__, Sweep._ipython_display_ = _repr, _display
@@ -967,13 +989,21 @@ class _NoView:
     def follow(self, ids): pass
     def close(self): pass
 
+def _at_end(control) -> bool:
+    "Is nothing left to do? A pause is no end: who paused from the view, or from elsewhere, may resume."
+    if not control.rests(.1): return False
+    s = control.status() if control.alive else {}
+    if not s or s["over"] or s["error"]: return True
+    time.sleep(.25)
+    return False
+
 def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
     "Show the sweep, and wait for it if that was asked for."
     start = time.monotonic()
     if view is False: live = _NoView()
     else:
         from scaling_nb.widgets import RunView
-        live = RunView(sweep.storage, list(sweep.ids), closes=not wait)
+        live = RunView(sweep.storage, list(sweep.ids), closes=not wait, control=sweep)
     sweep.view = live
     if isinstance(sweep.control, Controller): sweep.control.on_change = live.update
     if not wait:
@@ -983,7 +1013,7 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
     try:
         live.show()
         with _ctrl_c() as asked:
-            while not sweep.control.rests(.1):
+            while not _at_end(sweep.control):
                 if asked: raise KeyboardInterrupt
     except KeyboardInterrupt:
         if isinstance(sweep.control, Controller):

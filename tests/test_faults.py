@@ -3,6 +3,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 
 import psutil
@@ -309,8 +310,34 @@ def test_cancel_and_add(tmp_path, undisturbed):
     s.close()
     f = s.frame
     assert sorted(f.state) == ["FAILED", "FAILED", "SUCCEEDED"] and same(f, undisturbed, but=set(f["size"][f.state == "FAILED"]) | (set(SIZES) - set(f["size"])))
+    with pytest.raises(ValueError, match="must be one of the 3 runs"): s.retry("nobody")
+    s.retry(running.run_id.iloc[0])                                                # its loop has come to an end: another begins
+    s.wait(120)
+    s.close()
+    assert sorted(s.frame.state) == ["FAILED", "SUCCEEDED", "SUCCEEDED"]
     again = run_sweep(problem, the_plan(), RECIPE, storage=tmp_path/"runs", resources=TWO, view=False, retry_failed=True)
     assert same(again.frame, undisturbed)                                          # a change of mind costs nothing
+
+
+def test_a_pause_from_the_view_is_no_end_of_the_cell_that_waits(tmp_path, undisturbed, monkeypatch):
+    from scaling_nb import widgets
+    seen = []
+
+    class View(widgets.RunView):
+        def show(self):
+            threading.Thread(target=press, args=(self,)).start()
+            return self
+    def press(view):
+        until(lambda: view.control.frame.state.eq("RUNNING").any())
+        view.press("pause")
+        until(lambda: view.control.control.rests(.1))
+        f = view.control.frame
+        time.sleep(1.5)
+        seen.extend([view.can, f.state.isin(["STOPPED", "PENDING", "SUCCEEDED"]).all(), view.control.frame.equals(f), view.press("resume")["ok"]])
+    monkeypatch.setattr(widgets, "RunView", View)
+    s = sweep(mlp_problem(), tmp_path/"runs", view=True)
+    assert seen == [dict(alive=True, paused=True, over=False), True, True, True]
+    assert same(s.frame, undisturbed) and s.status() == dict(alive=False, paused=False, over=False)
 
 
 # ---------------------------------------------------------------- all at once, quietly

@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scaling_nb import widgets as wd
 from scaling_nb.records import MetricsLog, open_storage
@@ -115,8 +117,9 @@ def test_states_come_from_the_disk_and_hints_fill_in(storage):
     tail.poll()
     states = {r: tail.runs[r].state for r in SPECS}
     assert states == dict(run0="RUNNING", run1="STOPPED", run2="FAILED", run3="RUNNING", run4="RUNNING", run5="RUNNING")
-    tail.hints = {"run0": "PENDING", "run2": "RUNNING", "run3": "SUCCEEDED"}
+    tail.hints = {"run0": "PENDING", "run1": "PENDING", "run2": "RUNNING", "run3": "SUCCEEDED"}
     tail.poll()
+    assert tail.runs["run1"].state == "STOPPED"       # it waits, but it has begun
     assert tail.runs["run0"].state == "PENDING" and tail.runs["run2"].state == "FAILED"
     assert tail.runs["run3"].state == "RUNNING"       # an end is believed when its file is there
     storage.remove("run2", "failure.json")            # a retry
@@ -250,11 +253,14 @@ def test_an_error_is_shown_and_the_view_goes_on(tmp_path, monkeypatch):
 class Recorder:
     "Stands in for the widget: remembers what was set."
     def __init__(self):
-        self.curves, self.tick, self.sent = {}, 0, 0
+        self.curves, self.tick, self.sent, self.messages = {}, 0, 0, []
 
     @contextlib.contextmanager
     def hold_sync(self):
         yield
+
+    def send(self, message):
+        self.messages.append(message)
 
     def set_curve(self, k, data):
         self.curves[k] = data
@@ -262,6 +268,7 @@ class Recorder:
 
 
 def watched(storage, **options):
+    "A view with a stand-in for its widget."
     view = wd.RunView(storage, SPECS, mode="widget", **options)
     view.widget = Recorder()
     return view
@@ -276,17 +283,17 @@ def test_only_curves_that_moved_are_sent(tmp_path):
     view.tick()
     w = view.widget
     assert [k for k in w.curves if w.curves[k]] == [0, 1] and [r["id"] for r in w.runs] == list(SPECS)
-    x, y = np.frombuffer(w.curves[0], "f4").reshape(2, -1)
-    assert x[0] == 1000 and x[-1] == 50_000 and y[0] == 5
+    x, y = wd.read_curve(w.curves[0])
+    assert [x[0], x[-1], y[0]] == pytest.approx([1000, 50_000, 5], rel=1e-5)
     w.curves.clear()
     write(storage, "run1", 51, 52)
     view.tick()
     assert list(w.curves) == [1] and w.tick == 2
-    assert w.rows[1][:2] == [1, int(1000 * 52 / 60)] and json.dumps(w.rows) and json.dumps(w.runs) and json.dumps(w.spec)
+    assert w.rows[1][:2] == [1, int(1000 * 52 / 60)] and json.dumps(w.rows) and json.dumps(w.runs) and json.dumps(w.specs)
     begin(storage, "run5")
     storage.write_json("run5", "failure.json", dict(reason="x" * 1000))
     view.tick()
-    assert w.rows[5][0] == 4 and len(w.rows[5][5]) == 200
+    assert w.rows[5][0] == 4 and w.rows[0][5] is None and w.failures == [["x" * 500, ""]] and w.rows[5][5] == 0
 
 
 def test_runs_that_appear_later_do_not_inherit_curves(tmp_path):
@@ -296,10 +303,10 @@ def test_runs_that_appear_later_do_not_inherit_curves(tmp_path):
     begin(storage, "run4")
     write(storage, "run4", 1, 5)
     view.tick()
-    assert len(view.widget.curves[0]) == 5 * 8
+    assert len(view.widget.curves[0]) == 16 + 5 * 4
     begin(storage, "run1")            # a smaller budget: it comes first in the table
     view.tick()
-    assert view.widget.curves[0] == b"" and len(view.widget.curves[1]) == 5 * 8
+    assert view.widget.curves[0] == b"" and len(view.widget.curves[1]) == 16 + 5 * 4
     assert [r["id"] for r in view.widget.runs] == ["run1", "run4"]
 
 
@@ -314,13 +321,220 @@ def test_an_update_stays_within_its_budget(tmp_path):
         (tmp_path / run / "attempt.json").write_text('{"attempt": 1}')
         (tmp_path / run / "metrics.jsonl").write_text("".join(json.dumps(dict(step=k, tokens=k * 1000, loss=3.0 + 1 / k)) + "\n" for k in range(1, 501)))
     view.tick()
-    assert view.widget.sent <= 48_000 and len(json.dumps(view.widget.rows)) < 12_000
+    w = view.widget
+    assert w.sent <= 32_000 and w.sent + len(json.dumps([w.rows, w.failures, w.status])) < 46_000
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e13), st.floats(1e-4, 1e4)), min_size=1, max_size=150), st.integers(2, 200))
+def test_a_curve_reads_as_it_was_written(rows, points):
+    tokens = np.array(sorted({x for x, _ in rows}))
+    losses = np.array([y for _, y in rows][:len(tokens)])
+    at = wd.thin_curve(tokens, points)
+    data = wd.curve_bytes(tokens, losses, points)
+    assert len(data) == 16 + 4 * len(at)
+    x, y = wd.read_curve(data)
+    np.testing.assert_allclose(x, tokens[at], rtol=1e-3)
+    np.testing.assert_allclose(y, wd.smooth_curve(tokens, losses)[at], rtol=1e-3)
+
+
+def test_what_a_log_axis_cannot_show_is_not_sent():
+    assert wd.curve_bytes([10, 20], [-1., -2.], 50) == b""
+    assert wd.read_curve(wd.curve_bytes([10, 2000, 30000], [3., 2., -1.], 50)).shape == (2, 2)
+
+
+def test_failures_are_told_once_with_the_end_of_their_traceback(tmp_path):
+    storage = open_storage(tmp_path)
+    view = watched(storage)
+    trace = "Traceback (most recent call last):\n" + "".join(f'  File "a.py", line {i}, in f{i}\n    f{i + 1}()\n' for i in range(9)) + "ValueError: no"
+    for run in ("run0", "run1", "run2"):
+        begin(storage, run)
+    for run in ("run0", "run1"):
+        storage.write_json(run, "failure.json", dict(reason="ValueError: no", traceback=trace))
+    storage.write_json("run2", "failure.json", dict(reason="another"))
+    view.tick()
+    (reason, told), (other, nothing) = view.widget.failures
+    assert (reason, other, nothing) == ("ValueError: no", "another", "") and [r[5] for r in view.widget.rows] == [0, 0, 1, None, None, None]
+    assert told.splitlines() == ["  ... 6 calls before ...", *[s for i in (6, 7, 8) for s in (f'  File "a.py", line {i}, in f{i}', f"    f{i + 1}()")], "ValueError: no"]
+    assert wd.short_traceback("ValueError: no") == "ValueError: no" and len(wd.short_traceback("x" * 9000)) == 1500
+    html = view.bundles()[0]["text/html"]
+    assert "where it was raised" in html and html.count("in f8") == 1 and "in f2" not in html
+
+
+def test_roles_and_speeds_are_seen(tmp_path):
+    storage = open_storage(tmp_path)
+    for i, role in enumerate(("grid", "hold-out")):
+        begin(storage, f"run{i}")
+        storage.write_json(f"run{i}", "spec.json", {**storage.read_json(f"run{i}", "spec.json"), "role": role})
+    log = MetricsLog(storage, "run0")
+    for k in range(1, 4):
+        log.add(dict(step=k, tokens=1000 * k, loss=3., t=100. + 2 * k, attempt=1))
+    log.close()
+    view = watched(storage)
+    view.tick()
+    frame = view.frame()
+    assert frame.role.tolist()[:2] == ["grid", "hold-out"] and frame.speed[0] == pytest.approx(500) and np.isnan(frame.speed[1])
+    assert view.widget.rows[0][6] == 500 and view.widget.rows[1][6] is None
+    assert ">role<" in view.bundles()[0]["text/html"]
+
+
+def test_the_profile_fills_in(tmp_path):
+    "Nothing, then points joined, then a parabola; what a fit must not see bends no line."
+    storage = open_storage(tmp_path)
+    view = watched(storage)
+    view.tick()
+    assert view.widget.lines == []
+    for k, (run, loss) in enumerate((("run0", 3.), ("run1", 2.5), ("run2", 2.9))):
+        begin(storage, run)
+        finish(storage, run, loss)
+        view.tick()
+        assert [line["fit"] for line in view.widget.lines] == [[], [False], [True]][k]
+    (line,) = view.widget.lines
+    assert line["g"] == "1.0e9" and min(line["y"]) < 2.55 and len(line["x"]) == len(line["y"]) > 10
+    before = view.widget.lines
+    begin(storage, "run3")
+    storage.write_json("run3", "spec.json", {**storage.read_json("run3", "spec.json"), "role": "hold-out"})
+    finish(storage, "run3", 1.)
+    begin(storage, "run4")
+    finish(storage, "run4", 1.5)
+    view.tick()
+    assert view.widget.lines == before          # one point is no line, and the other is not counted
+    assert wd.group_names(view.frame(), "size") == {8: "8", 16: "16", 24: "24"}
+    with pytest.raises(ValueError, match="'budget' or 'size'"):
+        wd.group_names(view.frame(), "N")
+
+
+# ---------------------------------------------------------------- the buttons
+
+class Trainer:
+    "Stands in for whoever trains."
+    def __init__(self, **state):
+        self.calls, self.state = [], dict(alive=True, paused=False, over=False) | state
+
+    def status(self):
+        if "error" in self.state:
+            raise self.state["error"]
+        return self.state
+
+    def pause(self):
+        self.calls.append("pause")
+        self.state["paused"] = True
+
+    def resume(self):
+        self.calls.append("resume")
+        self.state["paused"] = False
+
+    def cancel(self, run):
+        self.calls.append(("cancel", run))
+
+    def retry(self, run):
+        if run == "run2":
+            raise ConnectionError("the cluster is away")
+        self.calls.append(("retry", run))
+
+
+def test_a_button_reaches_whoever_trains_and_its_row_says_so_until_the_run_moves(tmp_path):
+    storage, trainer = open_storage(tmp_path), Trainer()
+    view = watched(storage, control=trainer)
+    begin(storage, "run0")
+    begin(storage, "run1")
+    storage.write_json("run1", "failure.json", dict(reason="no", attempt=1))
+    view.tick()
+    assert view.press("pause")["ok"] and view.widget.status["can"] == dict(alive=True, paused=True, over=False)
+    assert view.press("resume")["ok"] and not view.widget.status["can"]["paused"]
+    assert view.press("cancel", "run0")["ok"] and view.press("retry", "run1")["ok"]
+    assert trainer.calls == ["pause", "resume", ("cancel", "run0"), ("retry", "run1")]
+    notes = lambda: [r[7] for r in view.widget.rows][:2]
+    assert notes() == ["cancelling", "to be retried"]
+    storage.write_json("run0", "failure.json", dict(reason="cancelled", attempt=1))
+    view.tick()
+    assert notes() == ["", "to be retried"]
+    storage.remove("run1", "failure.json")
+    begin(storage, "run1", attempt=2)
+    view.tick()
+    assert notes() == ["", ""] and view.widget.rows[1][:1] == [1]
+
+
+@pytest.mark.parametrize("what, run, words", [
+    ("retry", "run2", "retry of size 24 at 1.0e9 failed: ConnectionError: the cluster is away"), ("retry", "run0", "Only a run that failed can be tried again, and run0 is running."),
+    ("cancel", "run1", "A run that has ended cannot be cancelled, and run1 has succeeded."), ("cancel", "nobody", "must be one of the 6 runs of this view, but got 'nobody'"),
+    ("dance", None, "There is no button 'dance'.")])
+def test_what_a_press_raises_is_in_the_view(tmp_path, what, run, words):
+    storage = open_storage(tmp_path)
+    view = watched(storage, control=Trainer())
+    for name in ("run0", "run1", "run2"):
+        begin(storage, name)
+    finish(storage, "run1")
+    storage.write_json("run2", "failure.json", dict(reason="no", attempt=1))
+    view.tick()
+    said = view.press(what, run)
+    assert not said["ok"] and words in said["text"] and view.widget.said == said and said["run"] == run
+    assert view.press("pause")["n"] == said["n"] + 1
+
+
+def test_a_view_that_only_watches_has_no_buttons(tmp_path):
+    view = watched(open_storage(tmp_path))
+    view.tick()
+    assert view.widget.status["can"] is None
+    for press in (view.pause, view.resume, lambda: view.cancel("run0"), lambda: view.retry("run0")):
+        with pytest.raises(RuntimeError, match="only watches.*control=sweep"):
+            press()
+
+
+def test_messages_of_the_page(tmp_path):
+    trainer = Trainer()
+    view = watched(open_storage(tmp_path), control=trainer)
+    view._heard(view.widget, {"ping": 7}, [])
+    assert view.widget.messages == [{"pong": 7}] and not trainer.calls
+    view._heard(view.widget, {"press": "pause", "run": None}, [])
+    deadline = time.monotonic() + 20
+    while not view.said and time.monotonic() < deadline:
+        time.sleep(.01)
+    assert trainer.calls == ["pause"] and view.said["ok"]
+
+
+def test_what_whoever_trains_says_of_itself():
+    assert wd.control_state(None) == {}
+    assert wd.control_state(object()) == dict(alive=True, paused=False, over=False)
+    assert wd.control_state(Trainer(paused=True)) == dict(alive=True, paused=True, over=False)
+    assert wd.control_state(Trainer(error=OSError("away"))) == dict(alive=False, paused=False, over=False, error="OSError: away")
+
+
+def test_a_notebook_that_is_saved_meanwhile_holds_the_state(tmp_path, monkeypatch):
+    view, kept = watched(open_storage(tmp_path)), []
+    begin(view.tail.storage, "run0")
+    view.tick()
+
+    class Handle:
+        def update(self, bundle, raw):
+            kept.append(bundle["text/html"])
+    view._handles = [(None, Handle())]
+    view._keep_still()
+    view._keep_still()                        # not at each tick
+    assert len(kept) == 1 and "0 of 6 runs done, 1 running, 5 waiting" in kept[0] and f'data-view="{view.widget.status["view"]}"' in kept[0] and "all 6 runs" in kept[0]
+
+
+def test_nothing_of_the_page_is_fetched_and_a_finished_sweep_stays_small(tmp_path):
+    for name in ("live.js", "look.css"):
+        text = wd._static(name).replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in text and "import " not in text and "url(" not in text
+    storage = open_storage(tmp_path)
+    specs = {f"r{i:02d}": RunSpec(budget=1e9 * 4 ** (i // 8), size=8 * (i % 8 + 1), N=1000 * 2 ** (i // 8) * (i % 8 + 1), D=500_000, flops_per_token=6e3) for i in range(40)}
+    for i, run in enumerate(specs):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "attempt.json").write_text('{"attempt": 1}')
+        (tmp_path / run / "metrics.jsonl").write_text("".join(json.dumps(dict(step=k, tokens=k * 1000, loss=2.0 + i / 100 + 1 / k ** .3)) + "\n" for k in range(1, 501)))
+        (tmp_path / run / "result.json").write_text(json.dumps(dict(loss=2.0 + i / 100)))
+    view = wd.RunView(storage, specs, mode="widget")
+    view.tick()
+    summary, chart = view.bundles()
+    assert len(json.dumps([summary, chart])) < 800_000 and {"application/vnd.vegalite.v5+json", "image/svg+xml", "text/plain"} == set(chart)
+    assert "40 training curves" in chart["text/plain"] and "40 runs, all with a loss" in chart["text/plain"]
 
 
 def test_the_widget_itself(tmp_path):
     "The real widget, without a kernel: its traits, a run that appears late, and its last state."
     w = wd.RunWidget()
-    assert "snb-run" in w._esm and len(w._esm) > 500_000 and not wd.in_kernel()
+    assert "snb-run" in w._esm and len(w._esm) > 500_000 and ".snb-run" in w._css and not wd.in_kernel()
     w.set_curve(0, b"12345678")
     w.set_curve(7, b"12345678")
     assert {"c0", "c7", "rows", "tick"} <= set(w.keys) and w.get_state()["c7"] == b"12345678"
