@@ -1,4 +1,4 @@
-"""The site: MyST notebooks that tools/site.py wrote, in furo, with nothing from elsewhere."""
+"""The site: MyST notebooks that tools/make_docs.py wrote, in furo, with nothing from elsewhere."""
 import ast
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from latex2mathml.converter import convert
 
 HERE = Path(__file__).parent
 version = release = re.search(r"^version = (.+)$", (HERE.parent / "settings.ini").read_text(), re.M)[1]
-project, author, copyright = "scaling_nb", "scaling_nb developers", "2026 onwards, scaling_nb developers; Apache 2.0"
+project, author, copyright = "scaling_nb", "scaling_nb developers", f"2026 onwards, scaling_nb developers. Version {release}, Apache License 2.0"
 extensions = ["myst_nb", "sphinx_copybutton"]
 nb_execution_mode = "off"  # pages come executed: tools/executed.py
 nb_merge_streams = True
@@ -25,7 +25,7 @@ toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 html_theme = "furo"
-html_title = f"scaling_nb {release}"
+html_title = "scaling_nb"
 html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_static_path = [str(HERE / "_static")]
@@ -54,19 +54,19 @@ def _block(self, node):
 
 
 _HIGHLIGHTED = re.compile(r'<div class="highlight">.*?</div>', re.S)
-_NAME = re.compile(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>')
+_NAME = re.compile(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>|<span class="nn">(scaling_nb\.[\w.]+)</span>')
 
 
 def link_code(app, pagename, templatename, context, doctree):
     "Names of the package in a page's code lead to their entries."
     used = app.config.names_used.get(pagename, {})
-    if not used or "body" not in context:
+    if "body" not in context:
         return
     objects = app.env.get_domain("py").objects
 
     def link(m):
-        target = used.get(m[1])
-        if target not in objects:
+        target = used.get(m[1]) if m[1] else m[2]
+        if target not in objects or objects[target].docname == pagename and m[2]:
             return m[0]
         o = objects[target]
         return f'<a class="code-link" href="{app.builder.get_relative_uri(pagename, o.docname)}#{o.node_id}" title="{target}">{m[0]}</a>'

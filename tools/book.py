@@ -250,16 +250,16 @@ class Names:
         return self.by_target.get("scaling_nb." + word)
 
 
-_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
-_WORD = re.compile(r"^[A-Za-z_][\w.]*(\(\))?$")
+_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)|\$[^$\n]+\$", re.S)
+_WORD = re.compile(r"^([A-Za-z_][\w.]*)(\([^<>`]*\))?$")
 _CODE_OR_LINK = re.compile(r"```[\s\S]*?```|\$\$[\s\S]*?\$\$|\$[^$\n]+\$|\[[^\]]*\]\([^)]*\)|^#[^\n]*$|(?<!`)`[^`\n]+`(?!`)", re.M)
 
 
 def linked(span, names, page):
     "A code span as a link to what it names, if it names something of ours."
     word = span.strip("`")
-    if _WORD.match(word):
-        if e := names.find(word.removesuffix("()"), page):
+    if m := _WORD.match(word):
+        if e := names.find(m[1], page):
             return f"{{py:obj}}`{word} <{e.target}>`"
         if (m := word if word.startswith("scaling_nb.") else "") in names.modules and names.modules[m] is not page:
             return f"{{py:mod}}`{word} <{m}>`"
@@ -285,6 +285,8 @@ def _place(stem, ext, page, folder):
     at = (ROOT / folder / ((page.path.parent if page else Path()) / f"{stem}.{ext}")).resolve()
     if not at.exists() and page is not None and str(page.path) == "index.ipynb":
         at = ROOT / f"{stem}.{ext}"  # index.ipynb is the README, whose links start from the root
+    if not at.exists():
+        raise FileNotFoundError(f"A link must lead to a page that is there, but {stem}.{ext} of {page.path if page else folder} is not.")
     if at.is_relative_to(ROOT / "nbs"):
         return f"/{docname(at.relative_to(ROOT / 'nbs'))}.ipynb"
     return f"/{at.stem.lower()}.md"
@@ -294,10 +296,10 @@ _MARKS = re.compile(r"([\\*_<>\[\]$|~#^{}&!-])")
 
 
 def plain(text, names, page):
-    "A docstring or a comment as Markdown: only its backticks mean anything."
+    "A docstring or a comment as Markdown: only its backticks and its formulas mean anything."
     parts, end = [], 0
     for m in _SPAN.finditer(text):
-        parts += [_MARKS.sub(r"\\\1", text[end:m.start()]), linked(m[0], names, page).replace("|", "\\|")]
+        parts += [_MARKS.sub(r"\\\1", text[end:m.start()]), m[0] if m[0][0] == "$" else linked(m[0], names, page).replace("|", "\\|")]
         end = m.end()
     return "".join(parts) + _MARKS.sub(r"\\\1", text[end:])
 
@@ -351,7 +353,7 @@ def _label(code):
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     if made and all(not _public(n) for n in made):
         doc = next((ast.get_docstring(n) for n in tree.body if isinstance(n, DEFINITIONS) and ast.get_docstring(n)), "") if len(made) == 1 else ""
-        return f"Helper{'s' * (len(made) > 1)}: {shown}" + (f" – {doc.splitlines()[0]}" if doc else "")
+        return f"Helper{'s' * (len(made) > 1)}: {shown}" + (f" – {doc.splitlines()[0].replace('`', '')}" if doc else "")
     return f"Source: {shown}"
 
 

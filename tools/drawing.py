@@ -53,6 +53,8 @@ def import_map(links):
     left, right, top = _side(order, running), _side(order, law), _side(order, above)
     wide = lambda rows: max(len(r) for r in rows.values())
     lw, rw = (wide(s) * (W + 16) + 24 for s in (left, right))
+    spare = max(len(zoo) * (W + 12) - lw - rw - 28, 0)
+    lw, rw = lw + spare / 2, rw + spare / 2
     width = lw + rw + 28
     half_floors = max(len(left), len(right))
     top_y, half_y = 34, 34 + len(top) * (H + GAP) + 50
@@ -69,7 +71,7 @@ def import_map(links):
     lay(left, 0, lw, half_y, half_floors)
     lay(right, lw + 28, rw, half_y, half_floors)
     for i, n in enumerate(zoo):
-        at[n] = (i * min(W + 12, (width - W) / max(len(zoo) - 1, 1)), zoo_y)
+        at[n] = (i * (width - W) / max(len(zoo) - 1, 1), zoo_y)
     parts = [f'<svg class="imports" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Which module may import which; the table below says the same">']
     for x, w, label in ((0, lw, "running half: trains, and writes to a storage"), (lw + 28, rw, "law half: fits, and reads tables")):
         parts.append(f'<rect class="half" x="{x}" y="{half_y - 34}" width="{w}" height="{half_floors * (H + GAP) + 20}" rx="10"/><text class="label" x="{x + 14}" y="{half_y - 14}">{label}</text>')

@@ -1,7 +1,7 @@
 """Run each page once and keep what it showed: python tools/executed.py [--jobs 2] [nbs/06_laws.ipynb ...]
 
 The executed copies lie in _site/executed/. The tests of the guides and the site read them there, so that no page is run twice; a page runs
-again when its cells, the package or the pins have changed. Fails where a page fails, and where an output that is stored in nbs/ is not
+again when its code, the package or the pins have changed. Fails where a page fails, and where an output that is stored in nbs/ is not
 what the page shows now: numbers may differ by rounding, words may not, and a cell that begins with `#| varies` may show what it likes."""
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ def place(page):
 
 
 def _hash(page):
-    "What a page's outputs follow from: its cells, the package, the pins."
+    "What a page's outputs follow from: its code, the package, the pins."
     h = hashlib.sha256(json.dumps([(c.cell_type, c.source) for c in nbformat.read(page, 4).cells if c.cell_type == "code"]).encode())
     for f in sorted([*ROOT.glob("scaling_nb/**/*.py"), *ROOT.glob("scaling_nb/static/*"), ROOT / "constraints.txt"]):
         h.update(f.read_bytes())
@@ -44,19 +44,23 @@ def _hash(page):
 
 
 def kept(page):
-    "The executed copy of `page`, or None where there is none of these cells, this package and these pins."
+    "`page` with the outputs of its kept copy, or None where none was run with this code, this package and these pins."
     if not place(page).exists():
         return None
-    nb = nbformat.read(place(page), 4)
-    return nb if nb.metadata.get("hash") == _hash(page) else None
+    copy, nb = nbformat.read(place(page), 4), nbformat.read(page, 4)
+    if copy.metadata.get("hash") != _hash(page):
+        return None
+    for now, then in zip(*([c for c in n.cells if c.cell_type == "code"] for n in (nb, copy))):
+        now.outputs = then.outputs
+    return nb
 
 
 def keep(page, nb):
     "Keep `nb`, what `page` became when it was run from its first cell to its last."
-    nb = nbformat.from_dict({**nb, "metadata": {**nb.metadata, "hash": _hash(page)}})
+    copy = nbformat.from_dict({**nb, "metadata": {**nb.metadata, "hash": _hash(page)}})
     place(page).parent.mkdir(parents=True, exist_ok=True)
     part = place(page).with_suffix(f".{os.getpid()}.part")
-    nbformat.write(nb, part)
+    nbformat.write(copy, part)
     part.replace(place(page))
     return nb
 

@@ -1,4 +1,4 @@
-"""Build the site from the notebooks, with nothing from elsewhere: python tools/site.py [--stored] [--jobs 2] [--only PAGE ...]
+"""Build the site from the notebooks, with nothing from elsewhere: python tools/make_docs.py [--stored] [--jobs 2] [--only PAGE ...]
 
 Every page is run (tools/executed.py keeps what ran already); with --stored, pages that were not run show the outputs that are stored in them.
 Sphinx's warnings are errors, and so is a link of the finished site that leads nowhere. The site is _site/html/index.html."""
@@ -82,7 +82,7 @@ def write_sources(src, notebooks):
     (src / "names.py").write_text(repr(used))
     (src / "api.md").write_text(api(names))
     for f in [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
-        (src / f"{f.stem.lower()}.md").write_text(prose(f.read_text(), names, None, folder="."))
+        (src / f"{f.stem.lower()}.md").write_text(prose(f.read_text(), names, None, folder=f.parent.relative_to(ROOT)))
     from drawing import import_map, import_rows
 
     (src / "imports.svg").write_text(import_map({m.removeprefix("scaling_nb."): f"{p.docname}.html" for m, p in names.modules.items()}))
