@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-from executed import executed as run_once, keep  # noqa: E402
+import executed as pages  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "data" / "chinchilla_figure4.csv"
 
@@ -18,7 +18,7 @@ REAL = ROOT.parent / "shared" / "data" / "chinchilla_figure4.csv"
 def executed(name, tmp_path, **replaced):
     "The guide after a run, which the site shows, too; or after one of its own with the first line of some cells replaced"
     if not replaced:
-        return run_once(ROOT / "nbs" / "guides" / f"{name}.ipynb")
+        return pages.executed(ROOT / "nbs" / "guides" / f"{name}.ipynb")
     nb = nbformat.read(ROOT / "nbs" / "guides" / f"{name}.ipynb", 4)
     for old, new in replaced.items():
         cells = [c for c in nb.cells if c.cell_type == "code" and c.source.startswith(f"{old} =")]
@@ -69,7 +69,7 @@ print(json.dumps(dict(status={k: b.status for k, b in budgets.items()}, N={k: fl
      seed_sd=seed_sd, dof=dof, seeds=[f.budgets.status[0] for f in by_seed.values()], flat=float(flat), wrong=float(wrong.parabolas[0].vertex))))"""))
     NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = json.loads(nb.cells.pop(-2).outputs[-1]["text"])
-    keep(ROOT / "nbs" / "guides" / "the_recipe.ipynb", nb)
+    pages.keep(ROOT / "nbs" / "guides" / "the_recipe.ipynb", nb)
     naive, fixes = ["SGD at 0.01", "AdamW at 0.001", "rate of 0.014"], ["4 windows a step", "relative warm-up", "decay", "rates by width"]
     status, N, mean, sizes = said["status"], said["N"], said["mean"], said["sizes"]
     assert all(status[k] != "ok" for k in naive[:2]) and all(said["best_N"][k] in sizes[:3] for k in naive)

@@ -207,7 +207,7 @@ class Page:
     def names(self):
         "Names of the package that this page's code uses: imported, or defined here."
         used = {}
-        for c, said, code in self.cells:
+        for c, _, code in self.cells:
             if c.cell_type != "code":
                 continue
             try:

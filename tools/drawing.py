@@ -75,7 +75,8 @@ def import_map(links):
     parts = [f'<svg class="imports" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Which module may import which; the table below says the same">']
     for x, w, label in ((0, lw, "running half: trains, and writes to a storage"), (lw + 28, rw, "law half: fits, and reads tables")):
         parts.append(f'<rect class="half" x="{x}" y="{half_y - 34}" width="{w}" height="{half_floors * (H + GAP) + 20}" rx="10"/><text class="label" x="{x + 14}" y="{half_y - 14}">{label}</text>')
-    parts += [f'<text class="label" x="14" y="{top_y - 14}">above both: charts, the live view, the study, its ways in</text>', f'<text class="label" x="14" y="{zoo_y - 14}">models and data to start from</text>']
+    for y, label in ((top_y, "above both: charts, the live view, the study, its ways in"), (zoo_y, "models and data to start from")):
+        parts.append(f'<text class="label" x="14" y="{y - 14}">{label}</text>')
     for n in order:
         for k in direct(order, n):
             (x1, y1), (x2, y2) = at[n], at[k]

@@ -63,7 +63,7 @@ def main():
         run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", ROOT)
         env = {**os.environ, "PYTHONPATH": "", "PATH": os.pathsep.join([str(venv / "bin"), os.environ["PATH"]])}
         say("the tests of fits, plans and stores")
-        run(python, "-m", "pytest", "-q", "-x", "-m", "not ray and not browser and not long and not slow", *TESTS, cwd=ROOT, env=env)
+        run(python, "-m", "pytest", "-q", "-m", "not ray and not browser and not long and not slow", *TESTS, cwd=ROOT, env=env)
         say("a tiny sweep")
         (Path(tmp) / "sweep.py").write_text(SWEEP)
         run(python, "sweep.py", cwd=tmp, env=env)
