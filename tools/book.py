@@ -206,10 +206,11 @@ class Page:
     @cached_property
     def names(self):
         "Names of the package that this page's code uses: imported, or defined here."
-        used = {}
+        used, codes = {}, []
         for c, _, code in self.cells:
-            if c.cell_type != "code":
-                continue
+            codes += [code] if c.cell_type == "code" else re.findall(r"^```python\n(.*?)\n```", code, re.S | re.M)
+            used |= {e.name: e.name for e in self.entries.get(c.id, []) if "." not in e.name}
+        for code in codes:
             try:
                 tree = ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.M))
             except SyntaxError:
@@ -217,7 +218,6 @@ class Page:
             for n in ast.walk(tree):
                 if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("scaling_nb"):
                     used |= {a.asname or a.name: a.name for a in n.names}
-            used |= {e.name: e.name for e in self.entries.get(c.id, []) if "." not in e.name}
         return used
 
 

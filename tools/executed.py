@@ -81,6 +81,7 @@ def executed(page):
     with _alone(page):
         if (nb := kept(page)) is not None:
             return nb
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads of a tiny model that wait for each other on a busy machine take ten times as long
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with tempfile.TemporaryDirectory(prefix="page-") as work:
             return keep(page, execute(page, cwd=work))
