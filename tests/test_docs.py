@@ -233,3 +233,11 @@ def test_search_finds_a_definition_first_and_the_choice_of_light_is_kept(address
     assert page.locator(".tag_exported details:not([open])").count() == 0
     assert page.errors == [] and page.blocked == []
     page.context.close()
+
+
+@pytest.mark.docs
+@pytest.mark.skipif(os.environ.get("DOCS") == "stored", reason="nothing was run")
+def test_guides_show_what_they_store(built):
+    "Those of the library are compared by tools/executed.py itself, before the tests."
+    for page in (ROOT / "nbs" / "guides").glob("*.ipynb"):
+        assert executed.differences(nbformat.read(page, 4), executed.kept(page)) == [], page.name

@@ -105,6 +105,12 @@ def _same_number(p, q, rounding):
         return set(p) <= {"-"} and set(q) <= {"-"}  # rules of tables are as long as their numbers
 
 
+def _spec(v):
+    "A chart as text, without the names that Altair makes from the digits of its data."
+    v = {**v, "datasets": sorted(v.get("datasets", {}).values(), key=str)} if isinstance(v, dict) else v
+    return re.sub(r"(view_|data-)[0-9a-f]{8,}", r"\1", json.dumps(v, sort_keys=True))
+
+
 def _shown(cell):
     "What a reader sees of a cell's outputs, by kind; pictures are drawn from what is compared already."
     found = []
@@ -114,7 +120,7 @@ def _shown(cell):
                 found[-1] = (o.name, found[-1][1] + o.text)  # how a stream was cut is the kernel's affair
             else:
                 found.append((o.name, o.text))
-        found += [(k, v if isinstance(v, str) else re.sub(r"view_[0-9a-f]+", "view", json.dumps(v, sort_keys=True))) for k, v in sorted(o.get("data", {}).items()) if not k.startswith("image/")]
+        found += [(k, v if isinstance(v, str) else _spec(v)) for k, v in sorted(o.get("data", {}).items()) if not k.startswith("image/")]
     return found
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = [f"tests/test_{n}.py" for n in ("laws", "engine", "fitting", "isoflop", "intervals", "allocation", "doubts", "contracts", "recipes", "sweep", "records", "charts", "study")]
-TOOLS = ["pytest<9.2", "pytest-timeout", "pytest-xdist", "hypothesis", "nbformat", "pyarrow"]
+TOOLS = ["pytest<9.2", "pytest-timeout", "pytest-xdist", "hypothesis", "nbclient", "ipykernel", "pyarrow<18"]  # a pyarrow that knows the old NumPy
 SWEEP = '''
-from scaling_nb import Problem, plan_sweep, run_sweep, fit_isoflop
-import torch, scaling_nb
+from scaling_nb import Problem, plan_sweep, run_sweep
+import torch
 
 class MLP(torch.nn.Module):
     def __init__(self, width):
@@ -30,9 +30,10 @@ if __name__ == "__main__":
     data = torch.utils.data.TensorDataset(X, (X[:, 0] * X[:, 1] > 0).long())
     problem = Problem(MLP, "width", data=data, val_data=torch.utils.data.TensorDataset(*(t[:500] for t in data.tensors)), loss_fn=torch.nn.functional.cross_entropy)
     plan = plan_sweep(problem, budgets=[3e7], sizes=[8, 16, 32])
-    runs = run_sweep(problem, plan, storage="runs", progress=False)
-    assert len(runs) == len(plan.specs) >= 3 and runs.loss.notna().all(), runs
-    print(len(runs), "runs trained, the lowest loss", round(float(runs.loss.min()), 3))
+    runs = run_sweep(problem, plan, storage="runs")
+    frame = runs.frame
+    assert len(frame) == len(plan.specs) >= 3 and frame.loss.notna().all(), frame
+    print(len(frame), "runs trained, the lowest loss", round(float(frame.loss.min()), 3))
 '''
 
 
