@@ -15,7 +15,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-pytest.importorskip("sphinx")
 import book  # noqa: E402
 import drawing  # noqa: E402
 import executed  # noqa: E402
@@ -102,6 +101,16 @@ def test_a_stale_output_is_noticed(a, b, same):
 def test_how_a_stream_was_cut_is_no_difference():
     out = lambda *texts: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("f()", outputs=[nbformat.v4.new_output("stream", text=t) for t in texts])])
     assert executed.differences(out("a\nb\n"), out("a\n", "b\n")) == [] and executed.differences(out("a\nb\n"), out("a\n")) != []
+
+
+def test_charts_differ_by_what_they_show_and_not_by_their_names():
+    def page(first, second, digits):
+        names = [f"data-{digits}{i}" for i in "ba"]   # names that sort the other way round
+        spec = dict(layer=[dict(data=dict(name=n), name=f"view_{digits}") for n in names], datasets={n: [dict(x=x)] for n, x in sorted(zip(names, (first, second)))})
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("f()", outputs=[nbformat.v4.new_output("display_data", {"application/vnd.vegalite.v5+json": spec, "image/svg+xml": digits})])])
+    stored = page(1., 2., "0123456789")
+    assert executed.differences(stored, page(1.0000001, 2., "abcdef0123")) == []
+    assert executed.differences(stored, page(2., 1., "0123456789")) and executed.differences(stored, page(1., 2.5, "0123456789"))
 
 
 def test_a_page_is_run_again_when_its_code_changes(tmp_path, monkeypatch):

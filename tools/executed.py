@@ -106,9 +106,12 @@ def _same_number(p, q, rounding):
 
 
 def _spec(v):
-    "A chart as text, without the names that Altair makes from the digits of its data."
-    v = {**v, "datasets": sorted(v.get("datasets", {}).values(), key=str)} if isinstance(v, dict) else v
-    return re.sub(r"(view_|data-)[0-9a-f]{8,}", r"\1", json.dumps(v, sort_keys=True))
+    "A chart as text, without the names that Altair makes from the digits of its data; data stand in the order in which they are used."
+    if not isinstance(v, dict):
+        return json.dumps(v)
+    text = json.dumps({k: x for k, x in v.items() if k != "datasets"}, sort_keys=True)
+    data = [x for _, x in sorted(v.get("datasets", {}).items(), key=lambda kx: text.find(f'"{kx[0]}"'))]
+    return re.sub(r"(view_|data-)[0-9a-f]{8,}", r"\1", text) + json.dumps(data, sort_keys=True)
 
 
 def _shown(cell):
