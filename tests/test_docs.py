@@ -21,8 +21,10 @@ import executed  # noqa: E402
 import make_docs as site  # noqa: E402
 
 CELL = '''
+class FitTable: "Rows"
+
 class Result:
-    "What `fit` found, for 2 * N_max | more"
+    "What `fit` found, for 2 * N_max | more, as a FitTable"
     value: float       # In nats, such as $E_0$
     kind: str = "a|b"  # "surface" or "line"
     def to_dict(self, deep=False): "As a dict"
@@ -49,7 +51,7 @@ def entries(code=CELL): return {x.name: x for e in book.entries(code, "scaling_n
 
 def test_what_a_cell_defines():
     found = entries()
-    assert set(found) == {"Result", "Result.to_dict", "Result.rows", "fit", "short", "Result.predict", "Result.best"}
+    assert set(found) == {"FitTable", "Result", "Result.to_dict", "Result.rows", "fit", "short", "Result.predict", "Result.best"}
     assert {k: e.kind[3:] for k, e in found.items() if "." in k} == {"Result.to_dict": "method", "Result.rows": "property", "Result.predict": "method", "Result.best": "property"}
     assert found["fit"].signature == "fit(N, D, *, law='x', **kw) -> Result" and found["Result.predict"].signature == "Result.predict(C, level=0.9)"
     assert found["fit"].rows == [["N, D", "", "", "(R,) runs"], ["law", "str", "'x'", "Which one"], ["**kw", "", "", "To the solver"], ["returns", "Result", "", "Or an error"]]
@@ -59,10 +61,9 @@ def test_what_a_cell_defines():
 def test_docstrings_are_text_but_for_backticks_and_formulas():
     page = book.Page(Path("m.ipynb"), nbformat.v4.new_notebook(), "scaling_nb.m")
     names = book.Names([])
-    names.by_name = {"fit": [entries()["fit"]]}
-    names.by_name["fit"][0].module = "scaling_nb.m"
+    names.by_name = {k: [entries()[k]] for k in ("fit", "FitTable")}
     said = book.card(entries()["Result"], names, page)
-    assert r"{py:obj}`fit <scaling_nb.m.fit>` found, for 2 \* N\_max \| more" in said and "$E_0$" in said and r"`'a\|b'`" in said
+    assert r"{py:obj}`fit <scaling_nb.m.fit>` found, for 2 \* N\_max \| more" in said and "as a {py:obj}`FitTable <scaling_nb.m.FitTable>`" in said and "$E_0$" in said and r"`'a\|b'`" in said
 
 
 def test_every_public_name_of_the_package_has_one_entry():

@@ -296,12 +296,14 @@ _MARKS = re.compile(r"([\\*_<>\[\]$|~#^{}&!-])")
 
 
 def plain(text, names, page):
-    "A docstring or a comment as Markdown: only its backticks and its formulas mean anything."
+    "A docstring or a comment as Markdown: its backticks, its formulas and the names of our classes mean something, nothing else."
+    def words(s):
+        return re.sub(r"\b[A-Z][a-z]+[A-Z]\w*\b", lambda m: linked(f"`{m[0]}`", names, page) if names.find(m[0], page) else m[0], _MARKS.sub(r"\\\1", s))
     parts, end = [], 0
     for m in _SPAN.finditer(text):
-        parts += [_MARKS.sub(r"\\\1", text[end:m.start()]), m[0] if m[0][0] == "$" else linked(m[0], names, page).replace("|", "\\|")]
+        parts += [words(text[end:m.start()]), m[0] if m[0][0] == "$" else linked(m[0], names, page).replace("|", "\\|")]
         end = m.end()
-    return "".join(parts) + _MARKS.sub(r"\\\1", text[end:])
+    return "".join(parts) + words(text[end:])
 
 
 def _cell(text, names, page): return plain(" ".join(text.split()), names, page)
