@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from executed import first_difference  # noqa: E402
 
+ALONE = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 THEIRS = {"GPT", "train", "val", "loss_fn"}  # what the README leaves to the reader: a model, data, a loss
 
 
@@ -81,8 +82,7 @@ for code in {[c for c, _ in pasted]!r}:
 import scaling_nb
 print(json.dumps([scaling_nb.__file__, shown]))
 """
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    p = subprocess.run([str(python), "-c", session], cwd=where, env=env, capture_output=True, text=True, check=False)
+    p = subprocess.run([str(python), "-c", session], cwd=where, env=ALONE, capture_output=True, text=True, check=False)
     assert p.returncode == 0, p.stderr[-3000:]
     home, shown = json.loads(p.stdout.splitlines()[-1])
     return Path(home), [(code, printed, said) for (code, printed), said in zip(pasted, shown)]
@@ -106,7 +106,7 @@ def test_from_an_empty_folder_to_the_answer(tmp_path):
     (inside / "needs.pth").write_text("\n".join(needs))  # folders named so are searched; what is editable in them is not
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(inside), str(wheel(tmp_path))], check=True, capture_output=True)
     judge(place, *newcomer(work, python))
-    said = subprocess.run([str(python), "-m", "scaling_nb", "--help"], cwd=work, capture_output=True, text=True, check=False, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    said = subprocess.run([str(python), "-m", "scaling_nb", "--help"], cwd=work, capture_output=True, text=True, check=False, env=ALONE)
     assert said.returncode == 0 and "usage" in said.stdout.lower()
 
 
@@ -119,11 +119,10 @@ def test_the_wheel_and_all_it_asks_for_then_the_quickstart(tmp_path):
     work.mkdir()
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel(tmp_path))], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel(tmp_path))], cwd=work, env=ALONE, check=True)
     judge(place, *newcomer(work, python))
     cells = [c.source for c in nbformat.read(ROOT / "nbs" / "guides" / "quickstart.ipynb", 4).cells if c.cell_type == "code"]
     (work / "quickstart.py").write_text("\n\n".join(cells) + "\n\nprint(answer)\n")
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    p = subprocess.run([str(python), "quickstart.py"], cwd=work, env=env, capture_output=True, text=True, check=False)
+    p = subprocess.run([str(python), "quickstart.py"], cwd=work, env=ALONE, capture_output=True, text=True, check=False)
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
     assert "To spend 1.60e12 FLOPs" in p.stdout and re.search(r"N\*\s+[\d.]+k parameters", p.stdout)

@@ -59,10 +59,10 @@ def main():
         if not (venv / "bin" / "python").exists():
             run(args.python, "-m", "venv", venv)
         python = venv / "bin" / "python"
-        say(*lowest(args.torch))
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *lowest(args.torch), *TOOLS)
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", ROOT)
         env = {**os.environ, "PYTHONPATH": "", "PATH": os.pathsep.join([str(venv / "bin"), os.environ["PATH"]])}
+        say(*lowest(args.torch))
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *lowest(args.torch), *TOOLS, env=env)
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", ROOT, env=env)
         say("the tests of fits, plans and stores")
         run(python, "-m", "pytest", "-q", "-m", "not ray and not browser and not long and not slow", *TESTS, cwd=ROOT, env=env)
         say("a tiny sweep")
