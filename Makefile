@@ -1,14 +1,15 @@
 # make demo   train a small sweep on real text and read the answer (about 3 minutes with the install)
 # make test   everything CI runs
 # make lab    JupyterLab on the quickstart
-# All three set themselves up in .venv; nothing is done twice.
+# make docs   the site, in _site/html; runs every page that has changed
+# All four set themselves up in .venv; nothing is done twice.
 # On Linux, pip's default torch brings CUDA. For a CPU machine: PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> make demo
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long lab prepare notebooks clean
+.PHONY: demo test test-long lab docs dist prepare notebooks clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
@@ -20,12 +21,19 @@ test: $(READY)
 	sh tools/browser.sh
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/ruff check .
-	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|guides)'
+	$(BIN)/python tools/executed.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long"
 
 # Before a release: more faults, clusters and commands, one after the other
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+docs: $(READY)
+	$(BIN)/python tools/make_docs.py
+
+# The wheel and the source archive, in dist/
+dist: $(READY)
+	$(BIN)/python -m build
 
 # Before a commit: export the notebooks, clean them, write README.md
 prepare: $(READY)
@@ -41,4 +49,4 @@ $(READY): settings.ini constraints.txt setup.py tools/venv.sh
 	touch $@
 
 clean:
-	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo _site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -139,15 +140,40 @@ def test_exported_modules_are_in_step_with_their_notebooks(tmp_path):
 def _made(p): p.mkdir(parents=True); return p
 
 
-def test_wheel_holds_every_module(tmp_path):
-    subprocess.run(["cp", "-r", *[str(ROOT/n) for n in ("settings.ini", "setup.py", "pyproject.toml", "scaling_nb", "README.md", "LICENSE")], "."], cwd=_made(tmp_path/"src"), check=True)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tmp_path/"src")], check=True, capture_output=True)
+def _parent(p): p.parent.mkdir(parents=True, exist_ok=True); return p
+
+
+def test_wheel_and_source_archive_hold_everything(tmp_path):
+    "The archive, made as `python -m build` makes it; then the wheel, out of the archive."
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\0")
+    for f in filter(None, files) if len(files) > 1 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]:
+        if (ROOT/f).exists(): (_parent(tmp_path/"src"/f)).write_bytes((ROOT/f).read_bytes())
+    build = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=tmp_path/"src", check=True, capture_output=True)
+    archive = next(tmp_path.glob("*.tar.gz"))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(archive)], check=True, capture_output=True)
+    with tarfile.open(archive) as t: shipped = {n.partition("/")[2] for n in t.getnames()}
     wheel = next(tmp_path.glob("*.whl"))
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     assert wanted <= names, wanted - names
+    assert wanted | {"LICENSE", "README.md", "settings.ini", "setup.py", "pyproject.toml", "CHANGELOG.md", "nbs/index.ipynb", "tests/test_laws.py"} <= shipped
+    assert "scaling_nb/py.typed" in names and any(n.endswith("/LICENSE") for n in names) and not [n for n in names if not n.startswith("scaling_nb")]
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert f"Version: {settings()['version']}" in meta and "Requires-Dist: nbdev" in meta and 'extra == "dev"' in meta and "Requires-Python: >=3.10" in meta
+
+
+def test_the_version_is_semantic_and_in_the_changelog():
+    version = settings()["version"]
+    assert re.fullmatch(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", version)
+    assert re.findall(r"^## (\S+?),? ", (ROOT/"CHANGELOG.md").read_text(), re.M)[0].rstrip(",") == version
+
+
+def test_what_the_package_ships_has_a_licence():
+    "All that is not a module was written here; a script of others would need its own licence beside it."
+    others = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in str(p))
+    assert others == ["py.typed", "static/live.js"], "say in docs/licences.md where it comes from"
+    assert "live.js" in (ROOT/"docs"/"licences.md").read_text()
 
 
 def test_no_stored_output_has_an_error_a_path_or_a_url_to_a_cdn():
@@ -157,6 +183,12 @@ def test_no_stored_output_has_an_error_a_path_or_a_url_to_a_cdn():
         for bad in ("cdn.jsdelivr", "unpkg.com", "/work/", "/home/", "/tmp/", '"output_type": "error"'): assert bad not in text, f"{nb.name} stores {bad}"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab"])
+@pytest.mark.parametrize("target", ["demo", "test", "lab"])   # and those of CONTRIBUTING.md
 def test_readme_commands_are_make_targets(target):
     assert f"make {target}" in (ROOT/"README.md").read_text() and re.search(rf"^{target}:", (ROOT/"Makefile").read_text(), re.M)
+
+
+def test_contributing_names_make_targets_and_files_that_are_there():
+    text = (ROOT/"CONTRIBUTING.md").read_text()
+    for target in re.findall(r"make ([a-z-]+)", text): assert re.search(rf"^{target}:", (ROOT/"Makefile").read_text(), re.M), target
+    for name in re.findall(r"`((?:nbs|tests|tools|benchmarks|docs|examples|scaling_nb)/[\w/.]*)`", text): assert (ROOT/name).exists(), name

@@ -28,6 +28,7 @@ def watch(storage, done):
 
 
 def main(out, work):
+    from executed import keep
     from run_nbs import execute
     from to_html import to_html
 
@@ -35,6 +36,7 @@ def main(out, work):
 
     guide = ROOT / "nbs" / "guides" / "quickstart.ipynb"
     storage = work / "outputs" / "quickstart"  # where the notebook puts it
+    new = not storage.exists()
     out.mkdir(parents=True, exist_ok=True)
     print(f"Running {guide.relative_to(ROOT)} ...", flush=True)
     start, done = time.monotonic(), threading.Event()
@@ -47,6 +49,8 @@ def main(out, work):
         done.set()
         watcher.join()
     nbformat.write(nb, out / "quickstart.ipynb")
+    if new:
+        keep(guide, nb)  # the site shows the runs as they are trained, not as they are found
     (out / "quickstart.html").write_text(to_html(nb), encoding="utf-8")
     study = load_study(storage)
     study.report(out / "report.html", C=TARGET)
