@@ -172,7 +172,7 @@ def test_the_version_is_semantic_and_in_the_changelog():
 def test_what_the_package_ships_has_a_licence():
     "All that is not a module was written here; a script of others would need its own licence beside it."
     others = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in str(p))
-    assert others == ["py.typed", "static/live.js"], "say in docs/licences.md where it comes from"
+    assert others == ["py.typed", "static/live.js", "static/look.css"], "say in docs/licences.md where it comes from"
     assert "live.js" in (ROOT/"docs"/"licences.md").read_text()
 
 
