@@ -15,7 +15,7 @@ def demo(tmp_path):
     return p.stdout
 
 
-def answer(text): return text[text.index("To spend 1.60e12 FLOPs"):text.index("Wrote ")]
+def answer(text): return text[text.index("To spend 5.00e12 FLOPs"):text.index("Wrote ")]
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def answer(text): return text[text.index("To spend 1.60e12 FLOPs"):text.index("W
 def test_the_demo_answers_and_repeats_nothing(tmp_path):
     first = demo(tmp_path)
     said = answer(first)
-    assert re.search(r"N\*\s+[\d.]+k parameters  \(90 %: [\d.]+k to [\d.]+k[;)]", said) and re.search(r"D\*\s+[\d.]+M tokens", said) and "extrapolation" in said
+    assert re.search(r"N\*\s+[\d.]+k parameters  \(90 %: [\d.]+k to [\d.]+[kM][;)]", said) and re.search(r"grade +[A-D]: ", said) and re.search(r"held out +\d\.\de11 FLOPs", said) and re.search(r"D\*\s+[\d.]+M tokens", said) and "extrapolation" in said
     inside, budgets = map(int, re.search(r"(\d) of (\d) budgets have a minimum inside", said).groups())
     assert budgets == 4 and (inside == 4 or "has no interior minimum" in said)
     for name in ("quickstart", "report"):
