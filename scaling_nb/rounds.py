@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from .contracts import Problem
-from .design import candidate_points, edge_points, next_points
+from .design import CRITERIA, candidate_points, edge_points, next_points
 from .laws import sci_format, si_format
 from .records import Storage
-from .sweep import RunSpec, SweepPlan, nearest_size
+from .recipes import resolve
+from .sweep import RunSpec, SweepPlan, nearest_size, why_not
 
 # %% ../nbs/10a_rounds.ipynb #10a10006
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Round:
     specs: tuple           # of RunSpec
     why: str               # In a sentence
     target: float | None = None  # FLOPs of the run that they are chosen for
+    spend: float | None = None   # FLOPs that the whole sweep might cost when they were chosen
 
     @property
     def flops(self) -> float: return float(sum(s.measured_flops_per_token*s.D for s in self.specs))
@@ -42,15 +44,19 @@ class Round:
                          constraints=first.constraints, target=self.target, hardware=first.hardware)
 
 # %% ../nbs/10a_rounds.ipynb #10a10009
-def _cost_of(fit, cost) -> float:
-    "FLOPs a token of a size, as the runs of the fit were counted: k N if that is how, else as measured."
-    return cost.flops_per_token if fit.curve.constant is None else fit.curve.constant*cost.N
-
-def _run(fit, cost, C, role, seed=0) -> RunSpec | None:
-    "The run of a size on a budget; None where it pays for no sample."
-    f, per = _cost_of(fit, cost), cost.tokens_per_sample
+def _run(fit, plan, cost, C, role, seed=0) -> RunSpec | None:
+    "The run of a size on a budget; None where it pays for no sample, or where a constraint of the plan forbids it."
+    f, per = cost.flops_per_token if fit.curve.constant is None else fit.curve.constant*cost.N, cost.tokens_per_sample
     D = int(C/f/per + 1e-9)*per
-    return RunSpec(float(C), cost.size, cost.N, D, f, seed, cost.flops_per_token, role) if D else None
+    if not D: return None
+    run = RunSpec(float(C), cost.size, cost.N, D, f, seed, cost.flops_per_token, role)
+    speed = plan.hardware.flops if plan.hardware else None
+    return None if why_not(plan.constraints, run, cost, resolve(plan.recipe, run, per), plan.unique_tokens, speed) else run
+
+def _size(problem, plan, N):
+    "What the nearest size costs; None where none can be built."
+    try: return nearest_size(problem, N, plan.multiple)
+    except ValueError: return None
 
 def _new_seed(frame, size) -> int:
     "A seed that no run of this size has had: a run that shares its beginning with another shares its luck, too."
@@ -62,82 +68,86 @@ def edge_round(
     problem: Problem,
     fit,               # IsoFlopFit of the runs so far
     frame: pd.DataFrame,  # All runs so far, as `runs_frame` has them
+    plan: SweepPlan,   # Of the sweep: its recipe and its constraints
     target: float | None = None,  # FLOPs of the run that the sweep is for
     spend: float | None = None,   # FLOPs that it may cost; no limit when None
-    multiple: int | None = None,  # As in `plan_sweep`
 ) -> Round | None:
     "Two sizes beyond each edge at which a budget has its least loss; None where no edge is open, or none that can be moved."
-    points, specs = edge_points(fit, frame).dropna(subset="N"), []
-    have = {(s, b) for s, b in zip(frame["size"], frame.budget)}
+    points, specs, have = edge_points(fit, frame).dropna(subset="N"), [], set(zip(frame["size"], frame.budget))
     for p in points.itertuples():
-        try: cost = nearest_size(problem, p.N, multiple)
-        except ValueError: continue                                  # the model cannot be built that small, or that large
-        run = _run(fit, cost, p.budget, "edge")
+        cost = _size(problem, plan, p.N)
+        run = cost and _run(fit, plan, cost, p.budget, "edge")
         if run and (run.size, run.budget) not in have:
             have.add((run.size, run.budget))
             specs.append(run)
-    if spend is not None:
-        while specs and sum(s.measured_flops_per_token*s.D for s in specs) > spend: specs.remove(max(specs, key=lambda s: s.C))
+    while specs and spend is not None and Round("edge", tuple(specs), "").flops > spend: specs.remove(max(specs, key=lambda s: s.C))
     if not specs: return None
     budgets = sorted({s.budget for s in specs})
     where = f"budget{'s' * (len(budgets) > 1)} {', '.join(sci_format(b, 2) for b in budgets)}"
-    return Round("edge", tuple(specs), f"the least loss of {where} lies at the edge of the sizes, so they are extended there.", target)
+    return Round("edge", tuple(specs), f"the least loss of {where} lies at the edge of the sizes, so they are extended there.", target, plan.spend_flops)
 
 # %% ../nbs/10a_rounds.ipynb #10a1000d
-def _ladder(problem, fit, top_C, multiple, n=10) -> pd.DataFrame:
-    "Sizes to choose from, log-spaced between the smallest of the runs and four times the optimum of the largest budget."
+def _candidates(problem, fit, frame, plan, top_C, n=10) -> pd.DataFrame:
+    "Runs to choose from: sizes log-spaced between the smallest of the runs and four times the optimum of the largest budget, on budgets a quarter of a decade apart."
     top = max(4*fit.law.optimum(top_C, fit.curve)[0], fit.N.max())
-    costs = {}
-    for N in np.geomspace(fit.N.min(), top, n):
-        try: cost = nearest_size(problem, N, multiple)
-        except ValueError: continue
-        costs[cost.size] = cost
-    return pd.DataFrame([dict(N=float(c.N), cost=c) for c in costs.values()], columns=["N", "cost"])
+    costs = {c.size: c for N in np.geomspace(fit.N.min(), top, n) if (c := _size(problem, plan, N))}
+    points = candidate_points(fit, pd.DataFrame([dict(N=float(c.N), cost=c) for c in costs.values()], columns=["N", "cost"]), top_C)
+    return points[[_run(fit, plan, p.cost, p.C, "adaptive") is not None for p in points.itertuples()]]
 
 def adaptive_round(
     problem: Problem,
     fit,                  # FitResult of the runs so far
     frame: pd.DataFrame,  # All runs so far, as `runs_frame` has them
+    plan: SweepPlan,      # Of the sweep: its recipe and its constraints
     target: float,        # FLOPs of the run that the sweep is for
     k: int = 4,           # Runs at most
     spend: float | None = None,   # FLOPs that they may cost together; no limit when None
     criterion: str = "c",         # "c": narrow N*(target); "loss": the loss there; "D": all parameters
-    multiple: int | None = None,  # As in `plan_sweep`
 ) -> Round | str:         # The round; or why there is none
-    "The runs that would teach the most for their cost, by the fit of the runs so far (METHODS A.3.3)."
+    "The runs that would teach the most for their cost, by the fit of the runs so far (METHODS A.3.3). Raises ValueError on a bad argument."
+    _check_choice(k, spend, criterion)
     if fit.law is None or not fit.status.ok: return f"the surface gives no answer to narrow: {fit.message}"
-    top = min(float(fit.C.max()), spend or math.inf)     # what lies above the sweep is for the hold-out run
-    if top < fit.C.min(): return f"no run fits the {sci_format(spend, 2)} FLOPs that are left."
-    try:
-        points = candidate_points(fit, _ladder(problem, fit, top, multiple), top)
-        best = next_points(fit, points, target, k, criterion=criterion, spend=spend)
-    except ValueError as e: return str(e)
-    if not len(best): return f"no run fits the {sci_format(spend, 2)} FLOPs that are left."
+    counted = spend and spend*float(np.median([s.flops_per_token/s.measured_flops_per_token for s in plan.specs] or [1.]))    # the fit counts compute as the plan does
+    none, top = f"no run fits the {sci_format(spend, 2)} FLOPs that are left.", min(float(fit.C.max()), counted or math.inf)  # what lies above the sweep is for the hold-out run
+    if top < fit.C.min(): return none
+    try: points = _candidates(problem, fit, frame, plan, top)
+    except ValueError as e: return str(e)                          # no place is left between the limits
+    if not len(points): return "the plan's constraints leave none."
+    best = next_points(fit, points, target, k, criterion=criterion, spend=counted)
+    if not len(best): return none
     if not best.worth_it.iloc[0]: return f"the best run to add would narrow the answer by {best.best_gain.iloc[0]:.1%}, which is not worth it."
     best, specs = best[best.worth_it], []
     for p in best.itertuples():
         seen = pd.concat([frame[["size", "seed"]], pd.DataFrame([(s.size, s.seed) for s in specs], columns=["size", "seed"])])
-        if run := _run(fit, p.cost, p.C, "adaptive", _new_seed(seen, p.cost.size)): specs.append(run)
-    if not specs: return "no run that is worth it pays for a sample."
-    before, after = best.sd_before.iloc[0], best.sd_after.iloc[-1]
+        specs.append(_run(fit, plan, p.cost, p.C, "adaptive", _new_seed(seen, p.cost.size)))
+    while spend and specs and Round("adaptive", tuple(specs), "").flops > spend: specs.pop()
+    if not specs: return none
+    before, after = best.sd_before.iloc[0], best.sd_after.iloc[len(specs) - 1]
     what = f"the loss at {sci_format(target, 2)} FLOPs" if criterion == "loss" else f"ln N* at {sci_format(target, 2)} FLOPs"
-    return Round("adaptive", tuple(specs), f"expected to bring the standard error of {what} from {before:.2g} to {after:.2g}.", target)
+    return Round("adaptive", tuple(specs), f"expected to bring the standard error of {what} from {before:.2g} to {after:.2g}.", target, plan.spend_flops)
+
+def _check_choice(k, spend, criterion):
+    if criterion not in CRITERIA: raise ValueError(f"`criterion` must be one of {', '.join(map(repr, CRITERIA))}, but got {criterion!r}.")
+    if not k >= 1 or not (spend is None or spend > 0): raise ValueError(f"`k` must be at least 1 and `spend` positive, in FLOPs, but got k={k!r}, spend={spend!r}.")
 
 # %% ../nbs/10a_rounds.ipynb #10a1000f
 def hold_out_round(
     problem: Problem,
     fit,               # FitResult or IsoFlopFit of the runs so far
     frame: pd.DataFrame,  # All runs so far, as `runs_frame` has them
+    plan: SweepPlan,   # Of the sweep: its recipe and its constraints
     C: float,          # FLOPs of the run
     target: float | None = None,  # FLOPs of the run that the sweep is for
-    multiple: int | None = None,  # As in `plan_sweep`
 ) -> Round:
-    "One run above the sweep, at the size that the fit predicts for its budget. Raises ValueError when no such size can be built."
+    "One run above the sweep, at the size that the fit predicts for its budget, or at the nearest that may be trained. Raises ValueError when there is none within a factor of four."
     N = fit.law.optimum(C, fit.curve)[0] if hasattr(fit, "law") else float(fit.line(C))
-    cost = nearest_size(problem, N, multiple)
-    run = _run(fit, cost, C, "hold-out", _new_seed(frame, cost.size))
-    if run is None: raise ValueError(f"`C` must pay for one sample of the model it predicts, but {sci_format(C)} FLOPs do not.")
-    return Round("hold-out", (run,), f"{C/fit.C.max():.2g} times the largest budget, at the size that the law predicts there; the fit does not see it.", target)
+    for step in sorted(np.arange(-6, 7), key=abs):
+        cost = _size(problem, plan, N*4**(step/6))
+        run = cost and _run(fit, plan, cost, C, "hold-out", _new_seed(frame, cost.size))
+        if run: break
+    else: raise ValueError(f"No size near N = {si_format(N)} can be built and trained for {sci_format(C)} FLOPs within the plan's constraints, so no run is held out there.")
+    where = "at the size that the law predicts there" if not step else f"at the nearest size to the predicted {si_format(N)} that may be trained"
+    return Round("hold-out", (run,), f"{C/fit.C.max():.2g} times the largest budget, {where}; the fit does not see it.", target, plan.spend_flops)
 
 # %% ../nbs/10a_rounds.ipynb #10a10011
 _ROUNDS = "rounds.json"
@@ -149,7 +159,7 @@ def read_rounds(
 ) -> list:               # of Round, in the order in which they were chosen
     "The rounds that a sweep has chosen, finished or not. Raises StorageError."
     kept = (storage.read_json("", _ROUNDS) or {}).get(recipe_id, [])
-    rounds = [Round(r["what"], tuple(RunSpec(**s) for s in r["specs"]), r["why"], r["target"]) for r in kept]
+    rounds = [Round(**{**r, "specs": tuple(RunSpec(**s) for s in r["specs"])}) for r in kept]
     return [r for r in rounds if target is None or r.target == target]
 
 def record_round(

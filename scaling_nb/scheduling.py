@@ -870,7 +870,8 @@ def _describe(problem, plan, recipe, storage, prints, per, mock=None) -> dict:
     recipes = [recipe or plan.recipe or Recipe()]*len(plan) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
     if len(recipes) != len(plan): raise ValueError(f"`recipe` must be one Recipe, or one for each of the {len(plan)} runs, but got {len(recipes)}.")
     infos = [describe_run(problem, s, r, mock, prints, per) for s, r in zip(plan.specs, recipes)]
-    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens, **({"target": plan.target} if plan.target else {}), **describe_data(problem, per))
+    aim = {"target": plan.target} if plan.target and any(s.role == "grid" for s in plan.specs) else {}     # runs that are added later leave the study its own
+    bind_storage(storage, prints, recipe_id=infos[0]["recipe_id"], unique_tokens=plan.unique_tokens, **aim, **describe_data(problem, per))
     there = set(storage.runs())
     for info in infos:
         if info["run_id"] not in there: storage.write_json(info["run_id"], "spec.json", info)
@@ -932,6 +933,8 @@ def run_sweep(
     runs = _describe(problem, plan, recipe, storage, prints, per, mock)
     sweep = Sweep(storage, tuple(runs))
     f = sweep.frame
+    if n := sum(known == "hold-out" != spec.role for known, (spec, _) in zip(f.role, runs.values())):
+        print(f"{n} run{'s' * (n > 1)} of this plan {'were' if n > 1 else 'was'} held out in {storage.url} before, and stay{'s' * (n == 1)} out of the fit of its study.")
     retry = _failed(f) if retry_failed else {}
     left = _left_to_do(f, retry)
     if not left:

@@ -6,18 +6,21 @@
 __all__ = ['Study', 'train_study', 'find_optimal', 'load_study']
 
 # %% ../nbs/11_study.ipynb #88a50287
+import contextlib
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 
 import pandas as pd
 
-from .allocation import Allocation, _rows, choose_method, compute_optimal, optimum_frame
+from .allocation import Allocation, NoAnswer, _rows, choose_method, compute_optimal, optimum_frame
 from .fitting import fit_law, html_rows
+from .hardware import Hardware
 from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
 from .records import _plain, open_storage, runs_frame
-from .rounds import Round, adaptive_round, edge_round, hold_out_round, read_rounds, record_round
+from .recipes import Recipe
+from .rounds import Round, _check_choice, adaptive_round, edge_round, hold_out_round, read_rounds, record_round
 from .sweep import SweepPlan
 
 # %% ../nbs/11_study.ipynb #3e492e6d
@@ -108,7 +111,7 @@ def _asked(self, C=None) -> float:
 def _lr_checked(recipe) -> str | None:
     "How the learning rate was validated, where `tune_lr` did it; None where nobody is known to have."
     lr = recipe.get("lr")
-    if not (isinstance(lr, dict) and lr.get("rule") == "LrLaw"): return None
+    if not (isinstance(lr, dict) and lr.get("rule") == "LrLaw" and lr.get("c2")): return None      # without a term in D nobody looked at horizons
     return f"the learning rate follows a measured law, ln lr = {lr['c0']:.3g} + {lr['c1']:.3g} ln N + {lr['c2']:.3g} ln D"
 
 def _primary(self):
@@ -190,7 +193,8 @@ def _repr(self):
 def _html(self):
     from html import escape
     parts = [f"<p>{escape(repr(self)).replace(chr(10), '<br>')}</p>"]
-    if self.surface is not None or self.isoflop is not None: parts.append(self.predict(self.runs.budget.max())._repr_html_())
+    if len(self.runs):
+        with contextlib.suppress(ValueError): parts.append(self.predict()._repr_html_())      # where there is no answer, the lines above say why
     return "".join(parts)
 
 Study.__repr__, Study._repr_html_ = _repr, _html
@@ -199,14 +203,14 @@ Study.__repr__, Study._repr_html_ = _repr, _html
 def _charts(self, C=None) -> dict:
     "Name -> chart, those that can be drawn."
     from scaling_nb import charts
-    out = {}
+    out, law = {}, self.surface is not None and self.surface.law is not None
     if self.isoflop is not None: out["isoflop"] = charts.plot_isoflop(self.isoflop, fit=self.surface, runs=self.frame)
     if (fit := self.surface if self.surface is not None else self.isoflop) is not None:
         known = dict(C=self._asked(C), isoflop=self.isoflop if self.surface is not None else None)
-        out["optimum"], out["loss"] = charts.plot_optimum(fit, **known), charts.plot_loss(fit, **known)
-    if self.surface is not None and len(self.held_out): out["held out"] = charts.plot_predicted(self.surface, self.held_out)
-    if self.surface is not None: out["residuals"] = charts.plot_residuals(self.surface)
-    if self.surface is not None and self.surface.law is not None:
+        with contextlib.suppress(NoAnswer): out["optimum"], out["loss"] = charts.plot_optimum(fit, **known), charts.plot_loss(fit, **known)
+    if law and len(self.held_out): out["held out"] = charts.plot_predicted(self.surface, self.held_out)
+    if law:
+        out["residuals"] = charts.plot_residuals(self.surface)
         out["regret"] = charts.plot_regret(self.surface, known["C"], isoflop=self.isoflop)
         out["future"], out["isoloss"] = charts.plot_future(self.surface, known["C"]), charts.plot_isoloss(self.surface, known["C"])
     if len(self.runs): out["curves"] = charts.plot_curves(self.storage)
@@ -241,14 +245,16 @@ def _report(self,
     C, path, card = self._asked(C) if len(self.runs) else None, Path(path), self.card()
     beside = {path.with_suffix(".card.json"): json.dumps(card.to_dict(), indent=1, allow_nan=False), path.with_suffix(".card.md"): card.markdown()}
     listed = lambda sentences: "<ul>" + "".join(f"<li>{escape(d)}</li>" for d in sentences) + "</ul>"
-    parts = []
-    if C is not None and (self.surface is not None or self.isoflop is not None):
-        answer, law = self.predict(C), self.surface is not None and self.surface.law is not None
+    parts, answer, why = [], None, "no run has finished"
+    try: answer = self.predict(C) if C is not None else None
+    except ValueError as e: why = str(e)
+    if answer is not None:
+        law = self.surface is not None and self.surface.law is not None
         parts += ["<h2>The answer</h2>", html_rows(r for r in _rows(answer) if r[0] != "note"), "<h2>What to distrust</h2>"]
         parts.append(listed([*answer.warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]))
         if law: parts += ["<h2>The law, examined</h2>", listed(self.surface.doubts(C))]
         parts += [_held_out_html(self), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]
-    else: parts.append(f"<p>No fit: {escape('; '.join(self.reasons.values()) or 'no run has finished')}</p>")
+    else: parts += [f"<p>No answer: {escape(why)}</p>", listed(self.doubts), *self.charts().values()]
     parts += ["<h2>How the runs were trained</h2>", _recipe_html(self), f"<details><summary>What it came to, run by run</summary>{_table(self.settings)}</details>"]
     roles = ", ".join(f"{n} {role}" for role, n in self.frame.role.value_counts().items())
     runs = self.frame[["run_id", "role", "budget", "size", "seed", "N", "D", "loss", "loss_std", "state", "attempt", "wall_s", "reason"]].rename(columns=dict(loss_std="s.e.", wall_s="seconds"))
@@ -309,30 +315,42 @@ def _next_runs(self,
 ) -> SweepPlan:
     "What to train next: sizes beyond an open edge, else the runs that narrow the answer most. A plan without runs, with the reason, where none is worth it. Raises ValueError."
     plan, target = self._basis(), target or self.target
+    _check_choice(k, spend, criterion)
     if target is None: raise ValueError("`target` must be given, the FLOPs of the run that the study is for: its plan was made without.")
-    if self.isoflop is not None and (found := edge_round(self.problem, self.isoflop, self.frame, target, spend, plan.multiple)): return found.plan(plan)
-    found = self.reasons.get("surface", "there is no surface.") if self.surface is None else adaptive_round(self.problem, self.surface, self.frame, target, k, spend, criterion, plan.multiple)
+    if self.isoflop is not None and (found := edge_round(self.problem, self.isoflop, self.frame, plan, target, spend)): return found.plan(plan)
+    found = self.reasons.get("surface", "there is no surface.") if self.surface is None else adaptive_round(self.problem, self.surface, self.frame, plan, target, k, spend, criterion)
     return replace(plan, specs=(), trunks=(), notes=(f"no further run: {found}",)) if isinstance(found, str) else found.plan(plan)
 
 Study.rounds, Study._basis, Study.next_runs = _rounds, _basis, _next_runs
 
 # %% ../nbs/11_study.ipynb #11b10005
+def _grows(plan) -> bool:
+    "Does anything follow the grid of this plan?"
+    return plan.target is not None and (plan.reserve_flops > 0 or any(s.role == "hold-out" for s in plan.specs))
+
+def _chosen(study) -> list:
+    "The rounds of this very plan: another sum to spend has others."
+    return [r for r in study.rounds if r.spend == study.plan.spend_flops]
+
 def _choose(study, rounds, k, criterion, said):
-    "The next round of a study, or None when it is done; why a kind of round ends goes to `said`."
-    plan, done = study.plan, study.rounds
+    "The next round of a study, or None when it is done; why a kind of round ends is said once."
+    def say(what):
+        if what not in said: print(what)
+        said.add(what)
+    plan, done = study.plan, _chosen(study)
     left = plan.reserve_flops - sum(r.flops for r in done if r.what != "hold-out")
-    if left > 0 and study.isoflop is not None and (found := edge_round(study.problem, study.isoflop, study.frame, plan.target, left, plan.multiple)): return found
+    if left > 0 and study.isoflop is not None and (found := edge_round(study.problem, study.isoflop, study.frame, plan, plan.target, left)): return found
     n = sum(r.what == "adaptive" for r in done)
     if n < rounds and left > 0:
-        found = study.reasons.get("surface", "") if study.surface is None else adaptive_round(study.problem, study.surface, study.frame, plan.target, k, left/(rounds - n), criterion, plan.multiple)
+        found = study.reasons.get("surface", "") if study.surface is None else adaptive_round(study.problem, study.surface, study.frame, plan, plan.target, k, left/(rounds - n), criterion)
         if isinstance(found, Round): return found
-        if found not in said: print(f"No {'further ' if n else ''}adaptive runs: {found}")
-        said.add(found)
-    late = tuple(s for s in plan.specs if s.role == "hold-out")
+        say(f"No {'further ' if n else ''}adaptive runs: {found}")
+    late = [s for s in plan.specs if s.role == "hold-out"]
     if not late or any(r.what == "hold-out" for r in done): return None
     try: fit = getattr(study, choose_method(study.surface, study.isoflop)[0])
-    except (ValueError, AttributeError): return Round("hold-out", late, "at the size that was expected before the sweep, since no fit says better.", plan.target)
-    return hold_out_round(study.problem, fit, study.frame, late[0].budget, plan.target, plan.multiple)
+    except (ValueError, AttributeError): return say("No run is held out: there is no law yet that it could test.")
+    try: return hold_out_round(study.problem, fit, study.frame, plan, late[0].budget, plan.target)
+    except ValueError as e: return say(f"No run is held out: {e}")
 
 def train_study(
     problem,
@@ -348,23 +366,26 @@ def train_study(
 ) -> Study:
     """Train a plan and, where it has a target, what follows from its fit: open edges, adaptive rounds, the hold-out run. The same line resumes.
 
-    Raises ValueError for a plan with a target that is not waited for, and what `run_sweep` raises."""
+    Raises ValueError on a bad argument and for a plan that is followed by rounds and not waited for, and what `run_sweep` raises."""
     from scaling_nb.contracts import fingerprint
     from scaling_nb.scheduling import run_sweep
-    if plan.target is not None and (options.get("detached") or not options.get("wait", True)):
+    _check_choice(k, None, criterion)
+    if _grows(plan) and not (recipe is None or isinstance(recipe, Recipe)):
+        raise ValueError(f"`recipe` must be one Recipe where the fit chooses further runs, but got {type(recipe).__name__}: a run to come has no recipe of its own yet.")
+    if _grows(plan) and (options.get("detached") or not options.get("wait", True)):
         raise ValueError("Rounds are chosen by the process that waits for the runs before them, so a plan with a target must be waited for. "
                          "`submit_study` has a job on the cluster wait; or train the plan with `run_sweep`, and add what `Study.next_runs` gives when it is done.")
-    if recipe is not None: plan = replace(plan, recipe=recipe)
+    if isinstance(recipe, Recipe): plan = replace(plan, recipe=recipe)
     storage, prints, said = open_storage(storage), prints or fingerprint(problem), set()
-    train = lambda specs, told: run_sweep(problem, replace(told, specs=tuple(specs), trunks=()), storage=storage, prints=prints, **options)
-    train([s for s in plan.specs if s.role != "hold-out"], plan)
+    train = lambda specs: run_sweep(problem, replace(plan, specs=tuple(specs), trunks=()), recipe, storage=storage, prints=prints, **options)
+    train(s for s in plan.specs if s.role != "hold-out")
     study = Study(storage, problem, plan)
-    if plan.target is None: return study
-    if done := study.rounds: train([s for r in done for s in r.specs], plan)
+    if not _grows(plan): return study
+    if done := _chosen(study): train(s for r in done for s in r.specs)
     while (added := _choose(study.refresh(), rounds, k, criterion, said)) is not None:
         record_round(storage, study.info["recipe_id"], added)
         print(f"Added, {added}")
-        train(added.specs, plan)
+        train(added.specs)
     return study
 
 # %% ../nbs/11_study.ipynb #2e8baa78
@@ -402,8 +423,10 @@ def find_optimal(
         raise ValueError(f"{storage.url} holds the runs of `tune_lr`, at rates good and bad, which have no place in a law. Choose another `output_dir`; nothing was changed.")
     if train and not resume and (old := storage.runs()):
         raise ValueError(f"`resume=False` asks for an empty directory, but {storage.url} holds {len(old)} runs. Choose another `output_dir`; nothing was changed.")
+    if plan_options.get("hardware") == "measure" and (kept := storage.read_json("", "hardware.json")): plan_options["hardware"] = Hardware(**kept)    # a speed that is measured again is another
     plan = plan_sweep(problem, compute_budgets, target=target, spend=spend, recipe=recipe, **plan_options)
     if not train: return plan
+    if plan_options.get("hardware") == "measure": storage.write_json("", "hardware.json", asdict(plan.hardware))
     return train_study(problem, plan, recipe, storage=storage, rounds=rounds, mock=mock, resources=resources, view=view, retry_failed=retry_failed, trunks=plan_options.get("trunks", True))
 
 def load_study(

@@ -16,7 +16,7 @@ from scaling_nb.records import open_storage, runs_frame
 from scaling_nb.rounds import Round, adaptive_round, hold_out_round, read_rounds, record_round
 from scaling_nb.scheduling import Resources, run_sweep
 from scaling_nb.study import load_study, train_study
-from scaling_nb.sweep import RunSpec, plan_sweep
+from scaling_nb.sweep import Constraints, RunSpec, plan_sweep
 from scaling_nb.training import MockLaw
 from scaling_nb.zoo.gpt import GPT, next_token_loss
 
@@ -89,7 +89,7 @@ def test_interrupted_after_a_choice_goes_on_with_it(plan, tmp_path, monkeypatch)
     study = load_study(tmp_path)
     (chosen,) = study.rounds
     assert chosen.what == "adaptive" and not (study.frame.role == "adaptive").any()
-    changed = Round("adaptive", chosen.specs[:1], "chosen by hand.", TARGET)
+    changed = Round("adaptive", chosen.specs[:1], "chosen by hand.", TARGET, plan.spend_flops)
     ledger = json.loads((tmp_path/"rounds.json").read_text())
     (tmp_path/"rounds.json").write_text(json.dumps({next(iter(ledger)): []}))
     record_round(open_storage(tmp_path), next(iter(ledger)), changed)
@@ -110,11 +110,11 @@ def test_an_open_edge_is_moved_at_most_twice(tmp_path, capsys):
 
 def test_runs_that_teach_nothing_are_not_trained(trained):
     _, study = trained
-    assert "no run fits" in adaptive_round(GPTS, study.surface, study.frame, TARGET, spend=1e12)
+    assert "no run fits" in adaptive_round(GPTS, study.surface, study.frame, study.plan, TARGET, spend=1e12)
     law, rng = ChinchillaLaw(1.69, 406.4, 410.7, .34, .28), np.random.default_rng(0)
     N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 3e7, 40), np.geomspace(1e7, 1e9, 40)))
     known = fit_law(N, D, law.loss(N, D)*np.exp(.003*rng.standard_normal(len(N))))          # by 1600 runs
-    assert "not worth it" in adaptive_round(GPTS, known, study.frame, TARGET, spend=3e14)
+    assert "not worth it" in adaptive_round(GPTS, known, study.frame, study.plan, TARGET, spend=3e14)
     told = study.next_runs(2, spend=1e12)
     assert not told.specs and "no further run" in told.notes[0]
 
@@ -148,11 +148,60 @@ def test_no_target_no_rounds(tmp_path):
     assert len(study.next_runs(2, target=1e18)) == 2
 
 
-def test_without_a_fit_the_hold_out_is_where_it_was_planned(plan, tmp_path, capsys):
-    "Losses that no law explains."
+def test_without_a_law_nothing_is_held_out(plan, tmp_path, capsys):
+    "Losses that no law explains: the largest run of all would test nothing."
     study = train_study(GPTS, plan, storage=tmp_path, mock=MockLaw(A=1e-9, B=1e-9, noise=.05))
     said = capsys.readouterr().out
-    assert study.rounds[-1].what == "hold-out" and not (study.frame.role == "adaptive").any() and "No adaptive runs: the surface gives no answer" in said and len(study.held_out) == 1
+    assert not study.frame.role.isin(["adaptive", "hold-out"]).any() and "No adaptive runs: the surface gives no answer" in said and said.count("No run is held out") == 1
+
+
+def test_a_larger_sum_has_rounds_of_its_own(tmp_path):
+    "And its hold-out run lies above its own grid."
+    small, large = (plan_sweep(GPTS, target=TARGET, spend=s, speed=None, tokens_per_param=8) for s in (.001, .01))
+    train_study(GPTS, small, storage=tmp_path, mock=LAW)
+    study = train_study(GPTS, large, storage=tmp_path, mock=LAW)
+    assert sum(r.what == "hold-out" for r in study.rounds) == 2 and {r.spend for r in study.rounds} == {small.spend_flops, large.spend_flops}
+    assert study.held_out.C.max() > 2.5*study.runs.C.max() and sum(r.what == "adaptive" and r.spend == large.spend_flops for r in study.rounds) == 2
+
+
+def test_added_runs_keep_to_the_constraints(tmp_path):
+    limits = Constraints(tokens_per_param=(3, 400), sizes=(None, 512), steps=100)
+    plan = plan_sweep(GPTS, target=TARGET, spend=.001, speed=None, constraints=limits)
+    study = train_study(GPTS, plan, storage=tmp_path, mock=MockLaw(A=406.4*8, noise=.003))
+    added = study.frame[study.frame.role.isin(["edge", "adaptive", "hold-out"])]
+    assert len(added) and (added["size"] <= 512).all() and (added.D/added.N).between(3, 400).all()
+
+
+def test_a_size_that_cannot_be_built_is_no_end(tmp_path, capsys):
+    "The law asks for a larger model than there is: the nearest is held out, or none, and the study stands."
+    class Small(GPT):
+        def __init__(self, width, **kw):
+            if width > 512: raise ValueError("too wide")
+            super().__init__(width, **kw)
+    problem = Problem(Small, "width", data=Stream(), val_data=VAL, loss_fn=next_token_loss, model_kwargs=dict(vocab=128, seq_len=64))
+    plan = plan_sweep(problem, target=TARGET, spend=.001, speed=None)
+    study = train_study(problem, plan, storage=tmp_path, mock=MockLaw(A=406.4*30, noise=.003))
+    assert (study.frame["size"] <= 512).all() and (len(study.held_out) or "No run is held out: No size near" in capsys.readouterr().out)
+
+
+def test_bad_arguments_before_anything_is_trained(plan, trained, tmp_path):
+    for bad in (dict(criterion="typo"), dict(k=0)):
+        with pytest.raises(ValueError, match=next(iter(bad))): train_study(GPTS, plan, storage=tmp_path, mock=LAW, **bad)
+    with pytest.raises(ValueError, match="one Recipe"): train_study(GPTS, plan, [plan.recipe]*len(plan), storage=tmp_path, mock=LAW)
+    assert not list(tmp_path.iterdir())
+    for bad in (dict(criterion="x"), dict(spend=-1)):
+        with pytest.raises(ValueError, match=next(iter(bad))): trained[1].next_runs(2, **bad)
+
+
+def test_a_round_trained_by_hand_leaves_the_target(plan, tmp_path):
+    study = train_study(GPTS, plan, storage=tmp_path, mock=LAW)
+    run_sweep(GPTS, study.next_runs(2, target=1e17), storage=tmp_path, mock=LAW)
+    assert load_study(tmp_path).target == TARGET and (load_study(tmp_path).frame.role == "adaptive").sum() > (study.frame.role == "adaptive").sum()
+
+
+def test_a_study_of_one_budget_shows_itself(tmp_path):
+    study = train_study(GPTS, plan_sweep(GPTS, [1e15], speed=None), storage=tmp_path/"s", mock=LAW)
+    assert "Study of" in study._repr_html_() and "No answer" in (tmp_path/"r.html").read_text() if study.report(tmp_path/"r.html") else False
 
 
 def test_what_was_chosen_is_read_again_exactly(tmp_path):
@@ -167,7 +216,7 @@ def test_what_was_chosen_is_read_again_exactly(tmp_path):
 
 def test_a_hold_out_that_pays_for_nothing_is_refused(trained):
     _, study = trained
-    with pytest.raises(ValueError, match="must pay for one sample"): hold_out_round(GPTS, study.surface, study.frame, 1e3)
+    with pytest.raises(ValueError, match="no run is held out there"): hold_out_round(GPTS, study.surface, study.frame, study.plan, 1e3)
 
 
 @pytest.mark.ray
