@@ -245,8 +245,9 @@ class SweepPlan:
 
     @property
     def extrapolation(self) -> float | None:
-        "The target over the highest budget of the grid; None without a target."
-        return None if self.target is None else self.target/self.budgets[-1]
+        "The target over the highest budget of the grid; None without a target, or without runs of a grid."
+        grid = [s.budget for s in self.specs if s.role == "grid"]
+        return self.target/max(grid) if grid and self.target is not None else None
 
     @property
     def separate_flops(self) -> float:
@@ -280,6 +281,7 @@ class SweepPlan:
 def _fitted_runs(plan: SweepPlan, target: float | None):
     "N, D, C of the runs that a fit will see, and the target: the plan's, or ten times its top budget."
     seen = [s for s in plan.specs if s.role != "hold-out"]
+    if not seen: raise ValueError("A plan must hold runs that a fit will see, but this one holds " + ("a hold-out run only." if plan.specs else "none."))
     N, D, C = (np.array([getattr(s, k) for s in seen], float) for k in ("N", "D", "C"))
     return N, D, C, float(target or plan.target or 10*max(s.budget for s in seen))
 
@@ -314,7 +316,8 @@ def _summary(plan: SweepPlan) -> pd.DataFrame:
 
 def _target_lines(plan: SweepPlan) -> list:
     "What the sweep is for, and how far it is from there."
-    if plan.target is None: return []
+    if plan.target is None or not plan.specs: return []
+    if plan.extrapolation is None: return [f"for a target of {plan.target:.3g} FLOPs: {'runs that are' if len(plan) > 1 else 'a run that is'} added to a sweep"]
     far, top = plan.extrapolation, plan.budgets[-1]
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
     may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
@@ -330,7 +333,7 @@ def _hardware_lines(plan: SweepPlan) -> list:
 
 def _lines(plan: SweepPlan) -> list:
     "What is said under the table."
-    out = [f"{len(plan)} runs, {plan.total_flops:.3g} FLOPs"
+    out = [f"{len(plan)} run{'s' * (len(plan) != 1)}, {plan.total_flops:.3g} FLOPs"
            + (f", about {format_seconds(plan.seconds)} with {plan.slots} at a time (longest run {format_seconds(plan.longest_seconds)})" if plan.seconds else "")]
     out = _target_lines(plan) + out + _hardware_lines(plan)
     if plan.trunks:
@@ -342,17 +345,18 @@ def _lines(plan: SweepPlan) -> list:
     return out + list(plan.notes)
 
 # %% ../nbs/02_sweep.ipynb #b85672d2
-def _plan_repr(self): return "\n".join([f"SweepPlan of {self.name}", _summary(self).to_string(index=False), *_lines(self)])
+def _plan_repr(self): return "\n".join([f"SweepPlan of {self.name}", *([_summary(self).to_string(index=False)] if self.specs else []), *_lines(self)])
 
 def _plan_html(self):
     from html import escape
-    return f"<div>{_summary(self).to_html(index=False, border=0)}<ul>{''.join(f'<li>{escape(x)}</li>' for x in _lines(self))}</ul></div>"
+    table = _summary(self).to_html(index=False, border=0) if self.specs else ""
+    return f"<div>{table}<ul>{''.join(f'<li>{escape(x)}</li>' for x in _lines(self))}</ul></div>"
 
 def _plan_display(self):
     from IPython.display import display
     from scaling_nb.charts import plot_plan
     display({"text/plain": repr(self), "text/html": _plan_html(self)}, raw=True)
-    display(plot_plan(self))
+    if self.specs: display(plot_plan(self))
 
 SweepPlan.__repr__, SweepPlan._repr_html_, SweepPlan._ipython_display_ = _plan_repr, _plan_html, _plan_display
 

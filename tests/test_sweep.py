@@ -14,7 +14,7 @@ from scaling_nb.contracts import Problem
 from scaling_nb.flops import ModelCost, ParamCounts, measure_cost
 from scaling_nb.hardware import Hardware
 from scaling_nb.recipes import Recipe, resolve
-from scaling_nb.sweep import Constraints, RunSpec, measure_speed, nearest_size, plan_sweep, share_trunks, why_not
+from scaling_nb.sweep import Constraints, RunSpec, SweepPlan, measure_speed, nearest_size, plan_sweep, share_trunks, why_not
 from scaling_nb.zoo.gpt import GPT, next_token_loss
 
 
@@ -114,6 +114,23 @@ def test_spec_refuses_nonsense():
 def test_plan_shows_itself():
     p = plan_sweep(gpt(), [1e10, 1e11], sizes=[16, 17, 24, 512], speed=None)
     assert "skipped: size 17" in repr(p) and "<table" in p._repr_html_()
+
+
+ADDED, HELD = (RunSpec(C, 16, 1000, D, 6000., seed=3, role=role) for C, D, role in ((1e9, 160_000, "adaptive"), (3e9, 500_000, "hold-out")))
+
+
+@pytest.mark.parametrize("specs, says", [((), "0 runs, 0 FLOPs"), ((HELD,), "1 run, 3e+09 FLOPs"), ((ADDED,), "1 run, 9.6e+08 FLOPs"), ((ADDED, HELD), "2 runs, 3.96e+09 FLOPs")])
+@pytest.mark.parametrize("target", [None, 1e12])
+def test_plans_without_a_grid_show_themselves(specs, says, target, capsys):
+    "What `Study.next_runs` gives: nothing more to run, or runs that are added to a sweep."
+    p = SweepPlan(specs, notes=("edge: its reason & more",), name="x", target=target)
+    shown = [repr(p), p._repr_html_()]
+    p._ipython_display_()
+    shown.append(capsys.readouterr().out)
+    assert p.extrapolation is None and all(says in x and "its reason" in x and "With" not in x and "Empty" not in x for x in shown) and "&amp; more" in shown[1]
+    assert ("<table" in shown[1]) == bool(specs) == ("Chart" in shown[2]) and ("added to a sweep" in shown[0]) == bool(specs and target)
+    if ADDED not in specs:
+        with pytest.raises(ValueError, match="must hold runs that a fit will see"): p.forecast()
 
 
 # ---------------------------------------------------------------- from a target
