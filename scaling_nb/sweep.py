@@ -291,13 +291,15 @@ def _plan_forecast(
     noise=None,   # Standard deviation of ln L between seeds; the fit's own, or .003
     target: float | None = None,  # FLOPs; the plan's target, else ten times its top budget
 ):                # Forecast
-    "How wide the interval of N*(target) will be. Hold-out runs are not counted, and branches of a trunk count as runs of their own, which is hopeful where they share noise."
+    """How wide the interval of N*(target) will be. Raises ValueError for a plan of which a fit sees no run.
+
+    Neither the rounds that the reserve pays for nor a hold-out run are counted. Branches of a trunk count as runs of their own, which is hopeful where they share noise."""
     from scaling_nb.design import predict_width
     N, D, C, target = _fitted_runs(self, target)
     return predict_width(law, N, D, target, noise=noise, C=C)
 
 def _plan_simulate(self, law=None, noise=None, target: float | None = None, n: int = 300, seed: int = 0, **kw):
-    "The whole sweep `n` times on a known law, fitted and asked: a Rehearsal. Arguments as of `forecast`; keywords as of `design.simulate`."
+    "The runs of the plan `n` times on a known law, fitted and asked: a Rehearsal, without the rounds that the reserve pays for and the hold-out run. Arguments as of `forecast`; keywords as of `design.simulate`."
     from scaling_nb.design import simulate
     N, D, C, target = _fitted_runs(self, target)
     return simulate(law, N, D, target, noise=noise, C=C, n=n, seed=seed, **kw)
@@ -323,7 +325,7 @@ def _target_lines(plan: SweepPlan) -> list:
     may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
     kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
     out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *may, *kept])]
-    return out + [str(plan.forecast())]
+    return out + ["before the adaptive rounds: "*bool(plan.reserve_flops) + str(plan.forecast())]
 
 def _hardware_lines(plan: SweepPlan) -> list:
     "On what, and for how much."

@@ -179,6 +179,9 @@ def test_the_hold_out_run_stands_apart():
     assert held[0].budget not in p.budgets and list(p.frame.role)[-1] == "hold-out"
     said = repr(p)
     assert "(hold-out)" in said and f"{p.extrapolation:,.0f}x below it; hold-out run at 3x" in said and "15% kept for adaptive rounds" in said
+    assert "\nbefore the adaptive rounds: " + str(p.forecast()) in said
+    plain = plan_sweep(text(), target=1e13, spend=.01, shares=(.75, 0, .25), recipe=SMALL, speed=None, slots=1)
+    assert "\n" + str(plain.forecast()) in repr(plain) and "adaptive" not in repr(plain)
 
 
 def test_a_hold_out_run_shares_no_trunk():
