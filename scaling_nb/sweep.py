@@ -320,11 +320,13 @@ def _target_lines(plan: SweepPlan) -> list:
     "What the sweep is for, and how far it is from there."
     if plan.target is None or not plan.specs: return []
     if plan.extrapolation is None: return [f"for a target of {plan.target:.3g} FLOPs: {'runs that are' if len(plan) > 1 else 'a run that is'} added to a sweep"]
-    far, top = plan.extrapolation, plan.budgets[-1]
+    budgets, far = [s.budget for s in plan.specs if s.role == "grid"], plan.extrapolation
+    low, top = min(budgets), max(budgets)
+    where = f", {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it" if far > 1 else "; the target lies " + ("within the budgets" if plan.target >= low else f"below all budgets, of which the lowest is {low:.3g}")
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
     may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
     kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
-    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *may, *kept])]
+    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}{where}", *above, *may, *kept])]
     return out + ["before the adaptive rounds: "*bool(plan.reserve_flops) + str(plan.forecast())]
 
 def _hardware_lines(plan: SweepPlan) -> list:

@@ -234,6 +234,13 @@ def test_budgets_are_kept_and_the_target_remembered():
     assert aimed.reserve_flops == 0 and aimed.spend_flops is None and {s.role for s in aimed.specs} == {"grid"}
 
 
+@pytest.mark.parametrize("target, says", [(1e8, "top budget 1e+09; the target lies within the budgets"), (3e8, "; the target lies within the budgets"), (1e9, "; the target lies within the budgets"),
+    (1.5e9, "top budget 1e+09, 1.5x below it"), (1e7, "; the target lies below all budgets, of which the lowest is 1e+08")])
+def test_a_target_that_is_no_extrapolation(target, says):
+    said = repr(plan_sweep(text(), [1e8, 3e8, 1e9], target=target, recipe=SMALL, speed=None, slots=1))
+    assert f"{says}\n" in said and ("below it" in said) == (target > 1e9)
+
+
 CARD = Hardware("a card", peak_flops=2.5e9, memory=1e9, dollars_per_hour=2.)   # 1e9 FLOP/s at 40 %
 
 
