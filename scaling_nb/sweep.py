@@ -622,9 +622,13 @@ def _hold_out(grid, money, top):
     run, why = _cell(grid, C, _size_for(grid.probe, grid.expected(C), grid.multiple), "hold-out")
     return ([run], [], []) if run else ([], [why], [f"no hold-out run: {why['reason']}"])
 
+def _within(constraints, **own):
+    "The limits, with the machine's `own` where they name none."
+    return replace(constraints, **{k: v for k, v in own.items() if getattr(constraints, k) is None})
+
 def _relaxations(constraints, **own):
     "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them, with the machine's `own`."
-    if constraints is not None: return [(constraints, "")]
+    if constraints is not None: return [(_within(constraints, **own), "")]
     best = Constraints.recommended(**own)
     fewer = [(replace(best, steps=n), f"runs of {n} steps are allowed, not only of {best.steps}") for n in (250, 100)]
     return [(best, ""), *fewer, (replace(best, steps=100, batch=None), "runs of 100 steps and batches beyond the critical one are allowed"), (Constraints(**own), "only D/N over 0.1 is kept to")]
@@ -708,10 +712,10 @@ def _from_budgets(grid, budgets, slots, **told):
     raise ValueError(f"No run fits the budgets {[f'{b:.3g}' for b in budgets]}: " + (f"the smallest model that was tried needs {least:.2g} FLOPs. Raise the budgets or allow smaller sizes."
                      + (f" Of size {dropped[-1]['size']}: {dropped[-1]['reason']}." if dropped else "") if least else f"no size could be built. {next(iter(grid.probe.refused.values()), '')}"))
 
-def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, hours):
+def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, own):
     "The plan that `money` FLOPs pay for."
     if money > target: raise ValueError(f"What may be spent is {money:.3g} FLOPs, more than the target of {target:.3g}: train at the target itself, or name `budgets`.")
-    limits = _relaxations(constraints, memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
+    limits = _relaxations(constraints, **own)
     found = _choose(grid, limits, shares[0]*money, n_budgets, budget_ratio)
     if found is None:
         least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, shares[0]*target, budget_ratio)
@@ -743,7 +747,7 @@ def plan_sweep(
     shares: tuple = (.6, .15, .25),  # Of what may be spent: for the grid, kept back for adaptive rounds, for a hold-out run; (1, 0, 0) for a plain grid
     n_budgets: int = 5,           # Budgets of a grid made for a target
     budget_ratio: float = math.sqrt(10),  # From one of them to the next
-    constraints: Constraints | None = None,  # What a run must keep; when None `Constraints()` for named budgets, and `Constraints.recommended()` as far as it can be kept for a target
+    constraints: Constraints | None = None,  # What a run must keep; when None `Constraints()` for named budgets, and `Constraints.recommended()` as far as it can be kept for a target. The memory of `hardware` and the `hours` are limits too, where no other is named
     sizes=None,                   # Sizes to use at every budget; chosen around the expected optimum when None
     n_sizes: int | None = None,   # Sizes a budget; when None 5 where money is kept for adaptive rounds or a hold-out run, else 7
     span: tuple = (1/8, 4),       # Smallest and largest N over the expected optimum
@@ -779,8 +783,9 @@ def plan_sweep(
         if top is None: hardware = _this_machine(grid, price, _money(target, spend, hours, dollars, hardware, slots)/20)
     if speed == "measure" and (hardware or limited): speed = (hardware or _this_machine(grid, None, top)).flops
     if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
-    grid = replace(grid, speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
+    own = dict(memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
+    grid = replace(grid, constraints=_within(grid.constraints, **own), speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
     plan = (_from_budgets(grid, budgets, slots, target=target, hardware=hardware) if budgets is not None else
-            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, hours))
+            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, own))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)

@@ -267,6 +267,26 @@ def test_a_long_run_is_dropped_by_its_time():
     with pytest.raises(ValueError, match="needs its speed"): plan_sweep(text(), [1e8], constraints=Constraints(seconds=5), speed=None)
 
 
+def test_what_does_not_fit_the_card_is_dropped():
+    "On budgets that are named, and beside limits of one's own, which win where they name a memory."
+    ask = dict(hardware="T4", multiple=256, recipe=SMALL)
+    p = plan_sweep(gpt(), [1e20], **ask)
+    large = p.dropped[p.dropped.N > 1e9]
+    assert len(large) and large.reason.str.contains(r"memory = [\d.]+ GB is over 16 GB").all() and p.frame.N.max() < 1e9 and p.constraints == Constraints(memory=16e9)
+    assert f"dropped: budget 1e+20, size {large['size'].iloc[0]}: memory = " in repr(p)
+    held = plan_sweep(gpt(), [1e20], constraints=Constraints(tokens_per_param=(1, None)), **ask)
+    assert held.specs == p.specs and held.constraints == Constraints(tokens_per_param=(1, None), memory=16e9)
+    wide = plan_sweep(gpt(), [1e20], constraints=Constraints(memory=1e12), **ask)
+    assert not len(wide.dropped) and wide.frame.N.max() > 1e9 and wide.constraints.memory == 1e12
+
+
+@pytest.mark.parametrize("own", [{}, dict(memory=9e5, seconds=30.)])
+def test_the_card_and_the_clock_are_limits_beside_those_of_a_target(own):
+    p = plan_sweep(text(), target=1e13, hours=.01, slots=2, hardware=CARD, recipe=SMALL, constraints=Constraints(tokens_per_param=(3, 400), **own))
+    assert (p.constraints.memory, p.constraints.seconds) == ((9e5, 30.) if own else (1e9, 36.)) and p.constraints.tokens_per_param == (3, 400)
+    assert p.longest_seconds <= p.constraints.seconds
+
+
 @pytest.mark.parametrize("ask, words", [
     (dict(), "or a `target` must be given"), (dict(target=1e12), "exactly one of"), (dict(target=1e12, spend=.1, hours=1), "exactly one of.*`spend` and `hours`"),
     (dict(budgets=[1e9], spend=.1), "`spend` came too"),
