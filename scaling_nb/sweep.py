@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .contracts import Problem, as_dataset, check_problem, first_batch, to_device
+from .contracts import Problem, as_dataset, check_problem, fingerprint, first_batch, to_device
 from .flops import ModelCost, growing_weights, measure_cost
 from .hardware import Hardware, dollars_of_flops, find_hardware, flops_of_dollars, flops_of_hours
 from .recipes import Recipe, Settings, critical_batch, resolve, trunk_of, why_apart
@@ -299,7 +299,9 @@ def _plan_forecast(
     return predict_width(law, N, D, target, noise=noise, C=C)
 
 def _plan_simulate(self, law=None, noise=None, target: float | None = None, n: int = 300, seed: int = 0, **kw):
-    "The runs of the plan `n` times on a known law, fitted and asked: a Rehearsal, without the rounds that the reserve pays for and the hold-out run. Arguments as of `forecast`; keywords as of `design.simulate`."
+    """The runs of the plan `n` times on a known law, fitted and asked: a Rehearsal, without the rounds that the reserve pays for and without a hold-out run.
+
+    Arguments and errors as of `forecast`; keywords as of `design.simulate`."""
     from scaling_nb.design import simulate
     N, D, C, target = _fitted_runs(self, target)
     return simulate(law, N, D, target, noise=noise, C=C, n=n, seed=seed, **kw)
@@ -322,7 +324,8 @@ def _target_lines(plan: SweepPlan) -> list:
     if plan.extrapolation is None: return [f"for a target of {plan.target:.3g} FLOPs: {'runs that are' if len(plan) > 1 else 'a run that is'} added to a sweep"]
     budgets, far = [s.budget for s in plan.specs if s.role == "grid"], plan.extrapolation
     low, top = min(budgets), max(budgets)
-    where = f", {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it" if far > 1 else "; the target lies " + ("within the budgets" if plan.target >= low else f"below all budgets, of which the lowest is {low:.3g}")
+    inside = "within the budgets" if plan.target >= low else f"below all budgets, of which the lowest is {low:.3g}"
+    where = f", {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it" if far > 1 else f"; the target lies {inside}"
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
     may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
     kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
@@ -390,6 +393,14 @@ def measure_speed(
     finally: torch.set_num_threads(threads)
     return cost.flops_per_token*cost.tokens_per_sample*len(y)*n/(time.perf_counter() - start)
 
+_speeds = {}   # (fingerprint of the problem, size) -> FLOP/s: it is noisy, and plans of one process must be the same when they are asked for again
+
+def _speed_of(problem, size) -> float:
+    "`measure_speed`, once in this process."
+    key = tuple(sorted(fingerprint(problem).items())), size
+    if key not in _speeds: _speeds[key] = measure_speed(problem, size)
+    return _speeds[key]
+
 def _estimate(problem, plan, speed):
     "(seconds of the sweep, seconds of the longest run); None where nothing was measured."
     if speed is None: return None, None
@@ -397,7 +408,7 @@ def _estimate(problem, plan, speed):
         sizes = sorted({s.size: s.N for s in plan.specs if s.N < 5e7}.items(), key=lambda x: x[1])
         if not sizes: return None, None
         ends = [sizes[0], sizes[-1]] if len(sizes) > 1 else sizes
-        Ns, speeds = [n for _, n in ends], [measure_speed(problem, s) for s, _ in ends]
+        Ns, speeds = [n for _, n in ends], [_speed_of(problem, s) for s, _ in ends]
         speed = lambda N: _interp(min(max(N, Ns[0]), Ns[-1]), Ns, speeds)
     each = [flops/(speed(s.N) if callable(speed) else speed) for s, flops in zip(plan.specs, plan.run_flops)]
     return max(sum(each)/plan.slots, max(each)), max(each)
@@ -598,13 +609,15 @@ def _check_ask(budgets, target, given, shares, n_budgets, budget_ratio):
     if not budget_ratio > 1: raise ValueError(f"`budget_ratio` must be above 1, but got {budget_ratio}.")
 
 # %% ../nbs/02_sweep.ipynb #2a6f05e1
+_HERE = "this machine"
+
 def _this_machine(grid, price, C=None):
     "This machine, by the speed of one slot at the size expected for C FLOPs, or at a small one."
     size = _check_sizes(grid.probe, grid.sizes)[0]
     if C is not None and grid.sizes is None:
         _ladder(grid.probe, math.sqrt(C/(6*grid.tokens_per_param)))
         if (N := grid.expected(C)) < 5e7: size = _size_for(grid.probe, N, grid.multiple) or size
-    return Hardware("this machine", measure_speed(grid.probe.problem, size), dollars_per_hour=price, source=f"measured at size {size}", utilization=1.)
+    return Hardware(_HERE, _speed_of(grid.probe.problem, size), dollars_per_hour=price, source=f"measured at size {size}", utilization=1.)
 
 def _money(target, spend, hours, dollars, hardware, slots) -> float:
     "FLOPs to spend, of a share, of hours or of dollars."
@@ -742,12 +755,12 @@ def plan_sweep(
     spend: float | None = None,   # Share of the target that the sweep may cost
     hours: float | None = None,   # Or hours on the clock, of `slots` accelerators
     dollars: float | None = None, # Or dollars, of accelerators with a price
-    hardware=None,                # A name of `HARDWARE`, a `Hardware`, or "measure" for this machine
+    hardware=None,                # A name of `HARDWARE`, a `Hardware`, or "measure" for this machine, timed once in a process; `plan.hardware` gives the same plan in another
     price: float | None = None,   # Dollars an hour of one accelerator
     shares: tuple = (.6, .15, .25),  # Of what may be spent: for the grid, kept back for adaptive rounds, for a hold-out run; (1, 0, 0) for a plain grid
     n_budgets: int = 5,           # Budgets of a grid made for a target
     budget_ratio: float = math.sqrt(10),  # From one of them to the next
-    constraints: Constraints | None = None,  # What a run must keep; when None `Constraints()` for named budgets, and `Constraints.recommended()` as far as it can be kept for a target. The memory of `hardware` and the `hours` are limits too, where no other is named
+    constraints: Constraints | None = None,  # What a run must keep, the memory of `hardware` and the `hours` too; when None `Constraints()`, for a target what it can of `Constraints.recommended()`
     sizes=None,                   # Sizes to use at every budget; chosen around the expected optimum when None
     n_sizes: int | None = None,   # Sizes a budget; when None 5 where money is kept for adaptive rounds or a hold-out run, else 7
     span: tuple = (1/8, 4),       # Smallest and largest N over the expected optimum
@@ -772,7 +785,7 @@ def plan_sweep(
         raise ValueError(f"`{'price' if price is not None else given[0]}` needs `hardware`: a name such as 'H100 SXM', a `Hardware`, or 'measure' for this machine.")
     measured = isinstance(hardware, str) and hardware == "measure"
     if hardware is not None and not measured: hardware = find_hardware(hardware, price=price)
-    slots, hybrid = slots or (default_slots() if hardware is None or measured else 1), budgets is None and (shares[1] > 0 or shares[2] > 0)
+    slots, hybrid = slots or (default_slots() if hardware is None or measured or hardware.name == _HERE else 1), budgets is None and (shares[1] > 0 or shares[2] > 0)
     probe = _Probes(problem)
     sizes, n_sizes, replicates = None if sizes is None else tuple(sizes), n_sizes or (5 if hybrid else 7), int(budgets is None) if replicates is None else replicates
     grid = _Grid(probe, check_problem(problem, *_check_sizes(probe, sizes)), recipe or Recipe(), constraints or Constraints(), sizes, n_sizes, span, multiple,
@@ -781,7 +794,8 @@ def plan_sweep(
     if measured:
         hardware = _this_machine(grid, price, top)
         if top is None: hardware = _this_machine(grid, price, _money(target, spend, hours, dollars, hardware, slots)/20)
-    if speed == "measure" and (hardware or limited): speed = (hardware or _this_machine(grid, None, top)).flops
+    if speed == "measure" and limited and hardware is None: hardware = _this_machine(grid, None, top)
+    if speed == "measure" and hardware: speed = hardware.flops
     if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
     own = dict(memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
     grid = replace(grid, constraints=_within(grid.constraints, **own), speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)

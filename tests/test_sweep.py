@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from problems import TinyLM, lm_loss, lm_problem, mlp_problem
 from torch import nn
 
+from scaling_nb import sweep
 from scaling_nb.contracts import Problem
 from scaling_nb.flops import ModelCost, ParamCounts, measure_cost
 from scaling_nb.hardware import Hardware
@@ -258,6 +259,23 @@ def test_this_machine_is_measured():
     p = plan_sweep(text(), target=1e12, hours=1e-3, hardware="measure", slots=2, recipe=SMALL)
     assert p.hardware.name == "this machine" and p.hardware.utilization == 1 and 1e5 < p.hardware.flops < 1e13 and p.hours <= 1e-3*1.01
     assert "measured at size" in repr(p) and "assumption" not in repr(p) and p.dollars is None
+
+
+@pytest.mark.parametrize("ask", [dict(target=1e12, hours=1e-3, hardware="measure", slots=2), dict(target=1e12, spend=.2, hardware="measure", price=2.), dict(budgets=[1e8, 1e9], hardware="measure"),
+                                 dict(budgets=[1e8, 1e9], constraints=Constraints(seconds=1.)),
+                                 dict(target=1e12, spend=.2, constraints=Constraints(tokens_per_param=(3, 400), seconds=100.)), dict(budgets=[1e8, 1e9])])
+def test_the_same_question_gets_the_same_plan(ask, monkeypatch):
+    "A speed is noisy, so it is measured once: here every measurement gives another, and another object holds the problem."
+    speeds = iter(np.geomspace(3e9, 1e9, 20))
+    monkeypatch.setattr(sweep, "_speeds", {})
+    monkeypatch.setattr(sweep, "measure_speed", lambda *a, **kw: float(next(speeds)))
+    first, again = (plan_sweep(text(), recipe=SMALL, **ask) for _ in range(2))
+    assert first == again and first.seconds > 0
+    if len(ask) == 1: assert first.hardware is None
+    else:
+        assert first.hardware.name == "this machine" and f"on {first.hardware}" in repr(first)
+        monkeypatch.setattr(sweep, "_speeds", {})                               # another process
+        assert plan_sweep(text(), recipe=SMALL, **ask) != first == plan_sweep(text(), recipe=SMALL, **{**ask, "hardware": first.hardware})
 
 
 def test_a_long_run_is_dropped_by_its_time():
