@@ -86,7 +86,7 @@ def _report(args):
 def _plan_options(p):
     p.add_argument("problem", help="file.py:name or package.module:name of a Problem, or of a function that makes one")
     p.add_argument("--budgets", type=float, nargs="+", metavar="FLOPS", help="compute budgets; chosen for the target if not given")
-    p.add_argument("--target", type=float, metavar="FLOPS", help="compute of the run that the sweep is for; the fit then chooses further runs, and one is held out")
+    p.add_argument("--target", type=float, metavar="FLOPS", help="compute of the run that the sweep is for; the fit then chooses further runs, and one is held out: neither where --budgets are named")
     p.add_argument("--spend", type=float, metavar="SHARE", help="share of the target that the sweep may cost")
     p.add_argument("--hours", type=float, metavar="N", help="or hours on the clock, of --hardware")
     p.add_argument("--hardware", metavar="NAME", help="accelerator, such as 'H100 SXM', or 'measure' for this machine")

@@ -720,7 +720,8 @@ def _finish(grid, cells, dropped, slots, notes=(), **told):
 def _from_budgets(grid, budgets, slots, **told):
     "The plan on these budgets."
     cells, dropped = _cells(grid, budgets)
-    if cells: return _finish(grid, cells, dropped, slots, **told)
+    notes = [] if told.get("target") is None else ["budgets are named, so nothing is kept for adaptive rounds or a hold-out run"]
+    if cells: return _finish(grid, cells, dropped, slots, notes, **told)
     least = min((c.flops_per_token*max((grid.constraints.tokens_per_param[0] or 0)*c.N, grid.per) for c in grid.probe.costs.values()), default=None)
     raise ValueError(f"No run fits the budgets {[f'{b:.3g}' for b in budgets]}: " + (f"the smallest model that was tried needs {least:.2g} FLOPs. Raise the budgets or allow smaller sizes."
                      + (f" Of size {dropped[-1]['size']}: {dropped[-1]['reason']}." if dropped else "") if least else f"no size could be built. {next(iter(grid.probe.refused.values()), '')}"))

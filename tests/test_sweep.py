@@ -233,6 +233,7 @@ def test_budgets_are_kept_and_the_target_remembered():
     assert plain.specs == aimed.specs and plain.target is plain.extrapolation is None and aimed.extrapolation == pytest.approx(100)
     assert "for a target of 1e+11 FLOPs: top budget 1e+09, 100x below it" in repr(aimed) and "for a target" not in repr(plain)
     assert aimed.reserve_flops == 0 and aimed.spend_flops is None and {s.role for s in aimed.specs} == {"grid"}
+    assert [n for n in aimed.notes if n not in plain.notes] == ["budgets are named, so nothing is kept for adaptive rounds or a hold-out run"] and aimed.notes[0] in repr(aimed)
 
 
 @pytest.mark.parametrize("target, says", [(1e8, "top budget 1e+09; the target lies within the budgets"), (3e8, "; the target lies within the budgets"), (1e9, "; the target lies within the budgets"),
