@@ -782,6 +782,7 @@ def plan_sweep(
     _check_ask(budgets, target, given, shares, n_budgets, budget_ratio)
     if budgets is not None: budgets = _check_budgets(budgets)
     if sizes is not None and not len(sizes): raise ValueError("`sizes` must name at least one size, but it is empty. Leave it out to have sizes chosen.")
+    if slots is not None and (slots < 1 or slots != int(slots)): raise ValueError(f"`slots` must be at least 1, a whole number of runs at a time, but got {slots}.")
     if hardware is None and (given in (["hours"], ["dollars"]) or price is not None):
         raise ValueError(f"`{'price' if price is not None else given[0]}` needs `hardware`: a name such as 'H100 SXM', a `Hardware`, or 'measure' for this machine.")
     measured = isinstance(hardware, str) and hardware == "measure"

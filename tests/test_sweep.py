@@ -315,7 +315,8 @@ def test_the_card_and_the_clock_are_limits_beside_those_of_a_target(own):
     (dict(budgets=[1e9], price=1.), "`price` needs `hardware`"),
     (dict(target=1e9, hours=1, hardware="T4"), "more than the target"), (dict(target=1e12, spend=.1, shares=(.5, .2, .2)), "sum to 1"), (dict(target=1e12, spend=.1, shares=(0, .5, .5)), "sum to 1"),
     (dict(target=1e12, spend=.1, n_budgets=2), "`n_budgets`"), (dict(target=1e12, spend=.1, budget_ratio=1), "`budget_ratio`"),
-    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive")])
+    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive"),
+    (dict(budgets=[1e9], slots=0), "`slots` must be at least 1"), (dict(budgets=[1e9], slots=1.5), "`slots` must be at least 1")])
 def test_unclear_questions(ask, words):
     with pytest.raises(ValueError, match=words): plan_sweep(mlp_problem(), **ask, speed=None)
 
