@@ -338,6 +338,12 @@ def _quiet():
     try: yield
     finally: logging.disable(before)
 
+def _check_recipes(plan: SweepPlan, recipe):
+    "Raise for recipes of single runs where other runs will follow."
+    if plan.target is None or _has_rounds(plan, recipe) or not (plan.reserve_flops or any(s.role == "hold-out" for s in plan.specs)): return
+    raise ValueError("`recipe` must be one recipe for all runs where a plan for a target keeps FLOPs for adaptive rounds or a hold-out run, but recipes of single runs came, "
+                     "and runs that the fit will choose have none among them. Give one `Recipe`, or plan with `shares=(1, 0, 0)`. Nothing was sent.")
+
 def submit_study(
     problem: Problem,
     plan: SweepPlan,
@@ -358,7 +364,9 @@ def submit_study(
     """Run a sweep on a Ray cluster, as a job that needs neither this notebook nor this machine.
 
     Classes of the notebook are sent by value, modules of your own as files. Submitted again, the same line goes on where it stopped.
-    Raises ConnectionError when no server answers or the token is wrong, ValueError when versions differ, the storage is this process's own, or the package is too large."""
+    Raises ConnectionError when no server answers or the token is wrong, ValueError when versions differ, the storage is this process's own, the package is too large,
+    or recipes of single runs come with a plan that others will follow."""
+    _check_recipes(plan, recipe)
     storage, address = open_storage(storage), job_server(address)
     client = _client(address)
     _check_cluster(client, address, insecure)

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from problems import mlp_problem
 
 from scaling_nb.jobs import Job, _loopback, is_guarded, job_server, open_package, pack_study, submit_study, version_mismatch, versions
 from scaling_nb.recipes import Recipe
-from scaling_nb.sweep import plan_sweep
+from scaling_nb.sweep import RunSpec, plan_sweep
 
 GUIDE = Path(__file__).resolve().parents[1]/"nbs"/"guides"/"cluster.ipynb"
 
@@ -346,6 +347,16 @@ def test_recipes_of_single_runs_are_those_of_the_plan(job):
     each = [Recipe(batch_size=4 + i) for i in range(len(plan))]
     name, _, recipe, options = job.submit(problem, plan, each)
     assert (name, recipe) == ("run_sweep", each) and "rounds" not in options
+
+
+@pytest.mark.parametrize("change", [dict(reserve_flops=1e7), dict(specs=(RunSpec(5e7, 8, 1000, 5000, 1e4), RunSpec(1.5e8, 16, 2000, 7500, 2e4, role="hold-out")))])
+@pytest.mark.filterwarnings("ignore:.*is a local path")
+def test_recipes_of_single_runs_are_refused_where_others_follow(job, change, tmp_path):
+    problem, plan = aimed()
+    plan = replace(plan, **change)
+    with pytest.raises(ValueError, match="`recipe` must be one recipe for all runs"): job.submit(problem, plan, [Recipe()]*len(plan))
+    assert not job.sent and not job.called and not (tmp_path/"runs").exists()
+    assert job.submit(problem, plan, Recipe())[0] == "train_study" and job.submit(problem, replace(plan, target=None), [Recipe()]*len(plan))[0] == "run_sweep"
 
 
 class Trap:
