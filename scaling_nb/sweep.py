@@ -799,9 +799,10 @@ def plan_sweep(
     if speed == "measure" and limited and hardware is None: hardware = _this_machine(grid, None, top)
     if speed == "measure" and hardware: speed = hardware.flops
     if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
+    money = None if budgets is not None else _money(target, spend, hours, dollars, hardware, slots)
     own = dict(memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
     grid = replace(grid, constraints=_within(grid.constraints, **own), speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
     plan = (_from_budgets(grid, budgets, slots, target=target, hardware=hardware) if budgets is not None else
-            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, own))
+            _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, own))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)
