@@ -38,7 +38,7 @@ def _planned(args, speed=None):
     "(problem, plan) of the arguments."
     from scaling_nb.sweep import plan_sweep
     problem, recipe = load_object(args.problem), load_object(args.recipe) if args.recipe else None
-    asked = dict(target=args.target, spend=args.spend, hours=args.hours, hardware=args.hardware, slots=getattr(args, "slots", None))
+    asked = dict(target=args.target, spend=args.spend, hours=args.hours, dollars=args.dollars, hardware=args.hardware, price=args.price, slots=args.slots)
     return problem, plan_sweep(problem, args.budgets, **asked, sizes=args.sizes, n_sizes=args.n_sizes, replicates=args.replicates, recipe=recipe, speed=speed)
 
 def _resources(args, address=None):
@@ -56,7 +56,8 @@ def _run(args):
 
 def _submit(args):
     from scaling_nb.jobs import submit_study
-    job = submit_study(*_planned(args), storage=args.storage, address=args.address, resources=_resources(args), retry_failed=args.retry_failed, requirements=args.requirements, insecure=args.insecure)
+    job = submit_study(*_planned(args), storage=args.storage, address=args.address, resources=_resources(args), rounds=args.rounds, retry_failed=args.retry_failed,
+                       requirements=args.requirements, insecure=args.insecure)
     print(job)
     return int(job.follow() != "SUCCEEDED") if args.follow else 0
 
@@ -86,10 +87,13 @@ def _report(args):
 def _plan_options(p):
     p.add_argument("problem", help="file.py:name or package.module:name of a Problem, or of a function that makes one")
     p.add_argument("--budgets", type=float, nargs="+", metavar="FLOPS", help="compute budgets; chosen for the target if not given")
-    p.add_argument("--target", type=float, metavar="FLOPS", help="compute of the run that the sweep is for; the fit then chooses further runs, and one is held out")
+    p.add_argument("--target", type=float, metavar="FLOPS", help="compute of the run that the sweep is for; the fit then chooses further runs, and one is held out: neither where --budgets are named")
     p.add_argument("--spend", type=float, metavar="SHARE", help="share of the target that the sweep may cost")
-    p.add_argument("--hours", type=float, metavar="N", help="or hours on the clock, of --hardware")
+    p.add_argument("--hours", type=float, metavar="N", help="or hours on the clock, of --slots times --hardware")
+    p.add_argument("--dollars", type=float, metavar="N", help="or dollars, at --price")
     p.add_argument("--hardware", metavar="NAME", help="accelerator, such as 'H100 SXM', or 'measure' for this machine")
+    p.add_argument("--price", type=float, metavar="DOLLARS", help="of an hour of one accelerator")
+    p.add_argument("--slots", type=int, metavar="N", help="runs at a time, one on each accelerator; one of a named --hardware, else as many as fit, if not given")
     p.add_argument("--sizes", type=int, nargs="+", metavar="SIZE", help="sizes at every budget; chosen around the expected optimum if not given")
     p.add_argument("--n-sizes", type=int, metavar="N", help="sizes a budget (7; 5 for a target)")
     p.add_argument("--replicates", type=int, metavar="N", help="further seeds of the central runs (0; 1 for a target)")
@@ -97,11 +101,11 @@ def _plan_options(p):
 
 def _run_options(p, address):
     p.add_argument("--storage", required=True, help="path or URL where runs are kept; what is finished there is not trained again")
-    p.add_argument("--slots", type=int, metavar="N", help="runs at a time; as many as fit if not given")
     p.add_argument("--cpus", type=float, default=1, metavar="N", help="cores of a run (1)")
     p.add_argument("--gpus", type=float, metavar="N", help="GPUs of a run, may be a fraction; 1 where there are any if not given")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that train one run together (1)")
     p.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
+    p.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of runs that the fit chooses, for a target (2)")
     p.add_argument("--address", help=address)
 
 def parser() -> argparse.ArgumentParser:
@@ -118,7 +122,6 @@ def parser() -> argparse.ArgumentParser:
                                "my_study.py:problem --budgets 1e8 3e8 1e9 --storage runs/first --slots 2"))
     _run_options(p, "Ray cluster, host:port; this machine if not given")
     p.add_argument("--mock", action="store_true", help="rehearse with losses from a known law")
-    p.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of runs that the fit chooses, for a target (2)")
     p.add_argument("--detached", action="store_true", help="return at once: the sweep trains on, and `status --watch` follows it")
     p = command("status", _status, "say how far the runs of a storage are", "runs/first --watch")
     p.add_argument("storage", help="path or URL")

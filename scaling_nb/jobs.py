@@ -36,6 +36,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .contracts import Problem, fingerprint
+from .recipes import Recipe
 from .records import Storage, open_storage
 from .study import Study, load_study, train_study
 from .sweep import SweepPlan
@@ -147,6 +148,10 @@ def open_package(
 # %% ../nbs/12_jobs.ipynb #ef37ee55
 STOP_S = 60   # A job that is stopped has so many seconds to write its checkpoints
 
+def _has_rounds(plan: SweepPlan, recipe) -> bool:
+    "Is it `train_study` that trains the plan? Recipes of single runs are those of the plan's runs, and none of others."
+    return plan.target is not None and (recipe is None or isinstance(recipe, Recipe))
+
 def _on_sigterm(*_):
     if hasattr(signal, "pthread_sigmask"): signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])   # Ray blocks it in a job's process
     signal.raise_signal(signal.SIGINT)
@@ -162,7 +167,7 @@ def main(
     study = open_package(Path.cwd(), args.sha256)
     from scaling_nb.scheduling import run_sweep, start_ray
     start_ray("auto")
-    train = run_sweep if study["plan"].target is None else train_study
+    train = train_study if _has_rounds(study["plan"], study["recipe"]) else run_sweep
     signal.signal(signal.SIGTERM, _on_sigterm)                 # after Ray, which sets a handler of its own
     try: runs = train(study["problem"], study["plan"], study["recipe"], storage=args.storage, prints=study["prints"], **study["options"])
     except KeyboardInterrupt: return 130
@@ -333,6 +338,12 @@ def _quiet():
     try: yield
     finally: logging.disable(before)
 
+def _check_recipes(plan: SweepPlan, recipe):
+    "Raise for recipes of single runs where other runs will follow."
+    if plan.target is None or _has_rounds(plan, recipe) or not (plan.reserve_flops or any(s.role == "hold-out" for s in plan.specs)): return
+    raise ValueError("`recipe` must be one recipe for all runs where a plan for a target keeps FLOPs for adaptive rounds or a hold-out run, but recipes of single runs came, "
+                     "and runs that the fit will choose have none among them. Give one `Recipe`, or plan with `shares=(1, 0, 0)`. Nothing was sent.")
+
 def submit_study(
     problem: Problem,
     plan: SweepPlan,
@@ -341,6 +352,7 @@ def submit_study(
     storage,                   # fsspec URL, or a path that every node sees
     address: str | None = None,  # URL of the job server; RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, when None
     resources=None,            # As in `run_sweep`; the cluster is the job's own, so without an `address`
+    rounds: int = 2,           # As in `train_study`, for a plan with a target
     retry_failed: bool = False,  # Try runs again that failed before
     trunks: bool = True,       # Train the beginning once that runs have in common
     checkpoint_s: float = 30,  # Seconds between the checkpoints of a run
@@ -352,14 +364,17 @@ def submit_study(
     """Run a sweep on a Ray cluster, as a job that needs neither this notebook nor this machine.
 
     Classes of the notebook are sent by value, modules of your own as files. Submitted again, the same line goes on where it stopped.
-    Raises ConnectionError when no server answers or the token is wrong, ValueError when versions differ, the storage is this process's own, or the package is too large."""
+    Raises ConnectionError when no server answers or the token is wrong, ValueError when versions differ, the storage is this process's own, the package is too large,
+    or recipes of single runs come with a plan that others will follow."""
+    _check_recipes(plan, recipe)
     storage, address = open_storage(storage), job_server(address)
     client = _client(address)
     _check_cluster(client, address, insecure)
     _check_storage(storage)
     where = storage.root if storage.local else storage.url
     with tempfile.TemporaryDirectory(prefix="scaling_nb-") as folder:
-        sha256 = pack_study(folder, problem, plan, recipe, modules, resources=resources, retry_failed=retry_failed, trunks=trunks, checkpoint_s=checkpoint_s)
+        sha256 = pack_study(folder, problem, plan, recipe, modules, resources=resources, retry_failed=retry_failed, trunks=trunks, checkpoint_s=checkpoint_s,
+                            **(dict(rounds=rounds) if _has_rounds(plan, recipe) else {}))
         env = dict(working_dir=folder, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **(env_vars or {})}, **(dict(pip=list(requirements)) if requirements else {}))
         with _quiet(): job_id = client.submit_job(entrypoint=f"python -m scaling_nb.jobs {shlex.quote(where)} --sha256 {sha256}", runtime_env=env, metadata=dict(storage=where, problem=problem.name))
     return Job(job_id, address, where)

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .contracts import Problem, as_dataset, check_problem, first_batch, to_device
+from .contracts import Problem, as_dataset, check_problem, fingerprint, first_batch, to_device
 from .flops import ModelCost, growing_weights, measure_cost
 from .hardware import Hardware, dollars_of_flops, find_hardware, flops_of_dollars, flops_of_hours
 from .recipes import Recipe, Settings, critical_batch, resolve, trunk_of, why_apart
@@ -245,8 +245,9 @@ class SweepPlan:
 
     @property
     def extrapolation(self) -> float | None:
-        "The target over the highest budget of the grid; None without a target."
-        return None if self.target is None else self.target/self.budgets[-1]
+        "The target over the highest budget of the grid; None without a target, or without runs of a grid."
+        grid = [s.budget for s in self.specs if s.role == "grid"]
+        return self.target/max(grid) if grid and self.target is not None else None
 
     @property
     def separate_flops(self) -> float:
@@ -280,6 +281,7 @@ class SweepPlan:
 def _fitted_runs(plan: SweepPlan, target: float | None):
     "N, D, C of the runs that a fit will see, and the target: the plan's, or ten times its top budget."
     seen = [s for s in plan.specs if s.role != "hold-out"]
+    if not seen: raise ValueError("A plan must hold runs that a fit will see, but this one holds " + ("a hold-out run only." if plan.specs else "none."))
     N, D, C = (np.array([getattr(s, k) for s in seen], float) for k in ("N", "D", "C"))
     return N, D, C, float(target or plan.target or 10*max(s.budget for s in seen))
 
@@ -289,13 +291,17 @@ def _plan_forecast(
     noise=None,   # Standard deviation of ln L between seeds; the fit's own, or .003
     target: float | None = None,  # FLOPs; the plan's target, else ten times its top budget
 ):                # Forecast
-    "How wide the interval of N*(target) will be. Hold-out runs are not counted, and branches of a trunk count as runs of their own, which is hopeful where they share noise."
+    """How wide the interval of N*(target) will be. Raises ValueError for a plan of which a fit sees no run.
+
+    Neither the rounds that the reserve pays for nor a hold-out run are counted. Branches of a trunk count as runs of their own, which is hopeful where they share noise."""
     from scaling_nb.design import predict_width
     N, D, C, target = _fitted_runs(self, target)
     return predict_width(law, N, D, target, noise=noise, C=C)
 
 def _plan_simulate(self, law=None, noise=None, target: float | None = None, n: int = 300, seed: int = 0, **kw):
-    "The whole sweep `n` times on a known law, fitted and asked: a Rehearsal. Arguments as of `forecast`; keywords as of `design.simulate`."
+    """The runs of the plan `n` times on a known law, fitted and asked: a Rehearsal, without the rounds that the reserve pays for and without a hold-out run.
+
+    Arguments and errors as of `forecast`; keywords as of `design.simulate`."""
     from scaling_nb.design import simulate
     N, D, C, target = _fitted_runs(self, target)
     return simulate(law, N, D, target, noise=noise, C=C, n=n, seed=seed, **kw)
@@ -314,13 +320,17 @@ def _summary(plan: SweepPlan) -> pd.DataFrame:
 
 def _target_lines(plan: SweepPlan) -> list:
     "What the sweep is for, and how far it is from there."
-    if plan.target is None: return []
-    far, top = plan.extrapolation, plan.budgets[-1]
+    if plan.target is None or not plan.specs: return []
+    if plan.extrapolation is None: return [f"for a target of {plan.target:.3g} FLOPs: {'runs that are' if len(plan) > 1 else 'a run that is'} added to a sweep"]
+    budgets, far = [s.budget for s in plan.specs if s.role == "grid"], plan.extrapolation
+    low, top = min(budgets), max(budgets)
+    inside = "within the budgets" if plan.target >= low else f"below all budgets, of which the lowest is {low:.3g}"
+    where = f", {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it" if far > 1 else f"; the target lies {inside}"
     above = [f"hold-out run at {s.budget/top:.2g}x" for s in plan.specs if s.role == "hold-out"]
     may = [f"{plan.spend_flops:.3g} FLOPs may be spent"] if plan.spend_flops else []
     kept = [f"{plan.reserve_flops/plan.spend_flops:.0%} kept for adaptive rounds"] if plan.reserve_flops else []
-    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}, {f'{far:,.0f}' if far >= 10 else f'{far:.2g}'}x below it", *above, *may, *kept])]
-    return out + [str(plan.forecast())]
+    out = ["; ".join([f"for a target of {plan.target:.3g} FLOPs: top budget {top:.3g}{where}", *above, *may, *kept])]
+    return out + ["before the adaptive rounds: "*bool(plan.reserve_flops) + str(plan.forecast())]
 
 def _hardware_lines(plan: SweepPlan) -> list:
     "On what, and for how much."
@@ -330,7 +340,7 @@ def _hardware_lines(plan: SweepPlan) -> list:
 
 def _lines(plan: SweepPlan) -> list:
     "What is said under the table."
-    out = [f"{len(plan)} runs, {plan.total_flops:.3g} FLOPs"
+    out = [f"{len(plan)} run{'s' * (len(plan) != 1)}, {plan.total_flops:.3g} FLOPs"
            + (f", about {format_seconds(plan.seconds)} with {plan.slots} at a time (longest run {format_seconds(plan.longest_seconds)})" if plan.seconds else "")]
     out = _target_lines(plan) + out + _hardware_lines(plan)
     if plan.trunks:
@@ -342,17 +352,18 @@ def _lines(plan: SweepPlan) -> list:
     return out + list(plan.notes)
 
 # %% ../nbs/02_sweep.ipynb #b85672d2
-def _plan_repr(self): return "\n".join([f"SweepPlan of {self.name}", _summary(self).to_string(index=False), *_lines(self)])
+def _plan_repr(self): return "\n".join([f"SweepPlan of {self.name}", *([_summary(self).to_string(index=False)] if self.specs else []), *_lines(self)])
 
 def _plan_html(self):
     from html import escape
-    return f"<div>{_summary(self).to_html(index=False, border=0)}<ul>{''.join(f'<li>{escape(x)}</li>' for x in _lines(self))}</ul></div>"
+    table = _summary(self).to_html(index=False, border=0) if self.specs else ""
+    return f"<div>{table}<ul>{''.join(f'<li>{escape(x)}</li>' for x in _lines(self))}</ul></div>"
 
 def _plan_display(self):
     from IPython.display import display
     from scaling_nb.charts import plot_plan
     display({"text/plain": repr(self), "text/html": _plan_html(self)}, raw=True)
-    display(plot_plan(self))
+    if self.specs: display(plot_plan(self))
 
 SweepPlan.__repr__, SweepPlan._repr_html_, SweepPlan._ipython_display_ = _plan_repr, _plan_html, _plan_display
 
@@ -382,6 +393,14 @@ def measure_speed(
     finally: torch.set_num_threads(threads)
     return cost.flops_per_token*cost.tokens_per_sample*len(y)*n/(time.perf_counter() - start)
 
+_speeds = {}   # (fingerprint of the problem, size) -> FLOP/s: it is noisy, and plans of one process must be the same when they are asked for again
+
+def _speed_of(problem, size) -> float:
+    "`measure_speed`, once in this process."
+    key = tuple(sorted(fingerprint(problem).items())), size
+    if key not in _speeds: _speeds[key] = measure_speed(problem, size)
+    return _speeds[key]
+
 def _estimate(problem, plan, speed):
     "(seconds of the sweep, seconds of the longest run); None where nothing was measured."
     if speed is None: return None, None
@@ -389,7 +408,7 @@ def _estimate(problem, plan, speed):
         sizes = sorted({s.size: s.N for s in plan.specs if s.N < 5e7}.items(), key=lambda x: x[1])
         if not sizes: return None, None
         ends = [sizes[0], sizes[-1]] if len(sizes) > 1 else sizes
-        Ns, speeds = [n for _, n in ends], [measure_speed(problem, s) for s, _ in ends]
+        Ns, speeds = [n for _, n in ends], [_speed_of(problem, s) for s, _ in ends]
         speed = lambda N: _interp(min(max(N, Ns[0]), Ns[-1]), Ns, speeds)
     each = [flops/(speed(s.N) if callable(speed) else speed) for s, flops in zip(plan.specs, plan.run_flops)]
     return max(sum(each)/plan.slots, max(each)), max(each)
@@ -590,13 +609,15 @@ def _check_ask(budgets, target, given, shares, n_budgets, budget_ratio):
     if not budget_ratio > 1: raise ValueError(f"`budget_ratio` must be above 1, but got {budget_ratio}.")
 
 # %% ../nbs/02_sweep.ipynb #2a6f05e1
+_HERE = "this machine"
+
 def _this_machine(grid, price, C=None):
     "This machine, by the speed of one slot at the size expected for C FLOPs, or at a small one."
     size = _check_sizes(grid.probe, grid.sizes)[0]
     if C is not None and grid.sizes is None:
         _ladder(grid.probe, math.sqrt(C/(6*grid.tokens_per_param)))
         if (N := grid.expected(C)) < 5e7: size = _size_for(grid.probe, N, grid.multiple) or size
-    return Hardware("this machine", measure_speed(grid.probe.problem, size), dollars_per_hour=price, source=f"measured at size {size}", utilization=1.)
+    return Hardware(_HERE, _speed_of(grid.probe.problem, size), dollars_per_hour=price, source=f"measured at size {size}", utilization=1.)
 
 def _money(target, spend, hours, dollars, hardware, slots) -> float:
     "FLOPs to spend, of a share, of hours or of dollars."
@@ -614,9 +635,13 @@ def _hold_out(grid, money, top):
     run, why = _cell(grid, C, _size_for(grid.probe, grid.expected(C), grid.multiple), "hold-out")
     return ([run], [], []) if run else ([], [why], [f"no hold-out run: {why['reason']}"])
 
+def _within(constraints, **own):
+    "The limits, with the machine's `own` where they name none."
+    return replace(constraints, **{k: v for k, v in own.items() if getattr(constraints, k) is None})
+
 def _relaxations(constraints, **own):
     "(limits, what was given up) to try in turn: those asked for, or the recommended ones and less of them, with the machine's `own`."
-    if constraints is not None: return [(constraints, "")]
+    if constraints is not None: return [(_within(constraints, **own), "")]
     best = Constraints.recommended(**own)
     fewer = [(replace(best, steps=n), f"runs of {n} steps are allowed, not only of {best.steps}") for n in (250, 100)]
     return [(best, ""), *fewer, (replace(best, steps=100, batch=None), "runs of 100 steps and batches beyond the critical one are allowed"), (Constraints(**own), "only D/N over 0.1 is kept to")]
@@ -695,15 +720,16 @@ def _finish(grid, cells, dropped, slots, notes=(), **told):
 def _from_budgets(grid, budgets, slots, **told):
     "The plan on these budgets."
     cells, dropped = _cells(grid, budgets)
-    if cells: return _finish(grid, cells, dropped, slots, **told)
+    notes = [] if told.get("target") is None else ["budgets are named, so nothing is kept for adaptive rounds or a hold-out run"]
+    if cells: return _finish(grid, cells, dropped, slots, notes, **told)
     least = min((c.flops_per_token*max((grid.constraints.tokens_per_param[0] or 0)*c.N, grid.per) for c in grid.probe.costs.values()), default=None)
     raise ValueError(f"No run fits the budgets {[f'{b:.3g}' for b in budgets]}: " + (f"the smallest model that was tried needs {least:.2g} FLOPs. Raise the budgets or allow smaller sizes."
                      + (f" Of size {dropped[-1]['size']}: {dropped[-1]['reason']}." if dropped else "") if least else f"no size could be built. {next(iter(grid.probe.refused.values()), '')}"))
 
-def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, hours):
+def _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, own):
     "The plan that `money` FLOPs pay for."
     if money > target: raise ValueError(f"What may be spent is {money:.3g} FLOPs, more than the target of {target:.3g}: train at the target itself, or name `budgets`.")
-    limits = _relaxations(constraints, memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
+    limits = _relaxations(constraints, **own)
     found = _choose(grid, limits, shares[0]*money, n_budgets, budget_ratio)
     if found is None:
         least = _least(replace(grid, constraints=limits[-1][0]), shares[0]*money, shares[0]*target, budget_ratio)
@@ -730,12 +756,12 @@ def plan_sweep(
     spend: float | None = None,   # Share of the target that the sweep may cost
     hours: float | None = None,   # Or hours on the clock, of `slots` accelerators
     dollars: float | None = None, # Or dollars, of accelerators with a price
-    hardware=None,                # A name of `HARDWARE`, a `Hardware`, or "measure" for this machine
+    hardware=None,                # A name of `HARDWARE`, a `Hardware`, or "measure" for this machine, timed once in a process; `plan.hardware` gives the same plan in another
     price: float | None = None,   # Dollars an hour of one accelerator
     shares: tuple = (.6, .15, .25),  # Of what may be spent: for the grid, kept back for adaptive rounds, for a hold-out run; (1, 0, 0) for a plain grid
     n_budgets: int = 5,           # Budgets of a grid made for a target
     budget_ratio: float = math.sqrt(10),  # From one of them to the next
-    constraints: Constraints | None = None,  # What a run must keep; when None `Constraints()` for named budgets, and `Constraints.recommended()` as far as it can be kept for a target
+    constraints: Constraints | None = None,  # What a run must keep, the memory of `hardware` and the `hours` too; when None `Constraints()`, for a target what it can of `Constraints.recommended()`
     sizes=None,                   # Sizes to use at every budget; chosen around the expected optimum when None
     n_sizes: int | None = None,   # Sizes a budget; when None 5 where money is kept for adaptive rounds or a hold-out run, else 7
     span: tuple = (1/8, 4),       # Smallest and largest N over the expected optimum
@@ -756,11 +782,12 @@ def plan_sweep(
     _check_ask(budgets, target, given, shares, n_budgets, budget_ratio)
     if budgets is not None: budgets = _check_budgets(budgets)
     if sizes is not None and not len(sizes): raise ValueError("`sizes` must name at least one size, but it is empty. Leave it out to have sizes chosen.")
+    if slots is not None and (slots < 1 or slots != int(slots)): raise ValueError(f"`slots` must be at least 1, a whole number of runs at a time, but got {slots}.")
     if hardware is None and (given in (["hours"], ["dollars"]) or price is not None):
         raise ValueError(f"`{'price' if price is not None else given[0]}` needs `hardware`: a name such as 'H100 SXM', a `Hardware`, or 'measure' for this machine.")
     measured = isinstance(hardware, str) and hardware == "measure"
     if hardware is not None and not measured: hardware = find_hardware(hardware, price=price)
-    slots, hybrid = slots or (default_slots() if hardware is None or measured else 1), budgets is None and (shares[1] > 0 or shares[2] > 0)
+    slots, hybrid = slots or (default_slots() if hardware is None or measured or hardware.name == _HERE else 1), budgets is None and (shares[1] > 0 or shares[2] > 0)
     probe = _Probes(problem)
     sizes, n_sizes, replicates = None if sizes is None else tuple(sizes), n_sizes or (5 if hybrid else 7), int(budgets is None) if replicates is None else replicates
     grid = _Grid(probe, check_problem(problem, *_check_sizes(probe, sizes)), recipe or Recipe(), constraints or Constraints(), sizes, n_sizes, span, multiple,
@@ -769,10 +796,13 @@ def plan_sweep(
     if measured:
         hardware = _this_machine(grid, price, top)
         if top is None: hardware = _this_machine(grid, price, _money(target, spend, hours, dollars, hardware, slots)/20)
-    if speed == "measure" and (hardware or limited): speed = (hardware or _this_machine(grid, None, top)).flops
+    if speed == "measure" and limited and hardware is None: hardware = _this_machine(grid, None, top)
+    if speed == "measure" and hardware: speed = hardware.flops
     if limited and hardware is None and speed is None: raise ValueError("A limit on the `seconds` of a run needs its speed, but `speed` is None. Give FLOP/s, 'measure', or `hardware`.")
-    grid = replace(grid, speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
+    money = None if budgets is not None else _money(target, spend, hours, dollars, hardware, slots)
+    own = dict(memory=hardware and hardware.memory, seconds=hours and 3600.*hours)
+    grid = replace(grid, constraints=_within(grid.constraints, **own), speed=speed if hardware is None and speed != "measure" else hardware and hardware.flops)
     plan = (_from_budgets(grid, budgets, slots, target=target, hardware=hardware) if budgets is not None else
-            _from_target(grid, target, _money(target, spend, hours, dollars, hardware, slots), shares, n_budgets, budget_ratio, constraints, slots, hardware, hours))
+            _from_target(grid, target, money, shares, n_budgets, budget_ratio, constraints, slots, hardware, own))
     seconds, longest = _estimate(problem, plan, speed)
     return replace(plan, seconds=seconds, longest_seconds=longest)

@@ -79,6 +79,32 @@ def test_from_plan_to_report(project):
     assert "nothing was trained" in again.stdout
 
 
+def arguments(line): return parser().parse_args(line.split())
+
+
+def test_hours_and_dollars_from_a_shell(project, monkeypatch):
+    from scaling_nb import cli
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    line = "plan my_study.py:problem --target 1e13 --recipe my_study.py:recipe --hardware T4"
+    try: _, by_hours = cli._planned(arguments(f"{line} --hours 3e-6 --slots 4")); _, by_dollars = cli._planned(arguments(f"{line} --dollars 2.4e-5 --price 2"))
+    finally: sys.modules.pop("my_study", None)
+    assert by_hours.spend_flops == pytest.approx(4*3e-6*3600*26e12) == by_dollars.spend_flops and by_hours.slots == 4
+    assert by_dollars.hardware.dollars_per_hour == 2 and by_dollars.dollars <= 2.4e-5
+
+
+def test_submit_passes_what_it_is_asked(project, monkeypatch):
+    from scaling_nb import jobs
+    seen = []
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(jobs, "submit_study", lambda problem, plan, **kw: seen.append((plan, kw)))
+    line = "submit my_study.py:problem --budgets 1e8 --sizes 8 16 --target 1e10 --storage runs --slots 3"
+    try: assert [main(x.split()) for x in (f"{line} --rounds 5", line, f"{line} --hardware T4 --price 2")] == [0, 0, 0]
+    finally: sys.modules.pop("my_study", None)
+    assert [kw["rounds"] for _, kw in seen] == [5, 2, 2] and all(kw["resources"].slots == plan.slots == 3 for plan, kw in seen) and seen[2][0].dollars > 0
+
+
 def test_errors_are_one_line(project):
     (project/"sub").mkdir()
     (project/"sub"/"json.py").write_text("problem = 1\n")

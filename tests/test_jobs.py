@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ import pytest
 from problems import mlp_problem
 
 from scaling_nb.jobs import Job, _loopback, is_guarded, job_server, open_package, pack_study, submit_study, version_mismatch, versions
-from scaling_nb.sweep import plan_sweep
+from scaling_nb.recipes import Recipe
+from scaling_nb.sweep import RunSpec, plan_sweep
 
 GUIDE = Path(__file__).resolve().parents[1]/"nbs"/"guides"/"cluster.ipynb"
 
@@ -299,6 +301,62 @@ def test_the_address_of_the_environment(monkeypatch):
     assert job_server() == "http://head:8265" and job_server("http://other:1") == "http://other:1"
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     assert job_server() == "http://127.0.0.1:8265"
+
+
+@pytest.fixture
+def job(monkeypatch, tmp_path):
+    "submit_study to a cluster that isn't there: (what it sends, what the job of that calls)"
+    from scaling_nb import jobs, scheduling
+    sent, called = [], []
+    class Client:
+        def submit_job(self, entrypoint, runtime_env, metadata):
+            sent.append((entrypoint, shutil.copytree(runtime_env["working_dir"], tmp_path/f"package{len(sent)}")))
+            return "raysubmit_1"
+    monkeypatch.setattr(jobs, "_client", lambda address: Client())
+    monkeypatch.setattr(jobs, "_check_cluster", lambda *a: None)
+    monkeypatch.setattr(scheduling, "start_ray", lambda *a, **kw: None)
+    monkeypatch.setattr(signal, "signal", lambda *a: None)
+    for module, name in ((jobs, "train_study"), (scheduling, "run_sweep")):
+        monkeypatch.setattr(module, name, lambda problem, plan, recipe, name=name, **kw: called.append((name, plan, recipe, kw)))
+    def submit(problem, plan, recipe=None, **kw):
+        submit_study(problem, plan, recipe, storage=tmp_path/"runs", address="http://127.0.0.1:9", **kw)
+        command, folder = sent[-1]
+        monkeypatch.chdir(folder)
+        assert jobs.main(shlex.split(command)[3:]) == 0
+        return called[-1]
+    return SimpleNamespace(submit=submit, sent=sent, called=called)
+
+
+def aimed(**kw):
+    problem = mlp_problem()
+    return problem, plan_sweep(problem, (5e7,), sizes=(8, 16), speed=None, target=1e9, **kw)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a local path")
+def test_rounds_reach_the_job(job):
+    name, plan, recipe, options = job.submit(*aimed(), rounds=5)
+    assert (name, plan.target, recipe, options["rounds"]) == ("train_study", 1e9, None, 5)
+    assert job.submit(*aimed(), Recipe(batch_size=4))[3]["rounds"] == 2
+    name, *_, options = job.submit(*planned(), rounds=5)
+    assert name == "run_sweep" and "rounds" not in options                    # it takes none
+
+
+@pytest.mark.filterwarnings("ignore:.*is a local path")
+def test_recipes_of_single_runs_are_those_of_the_plan(job):
+    problem, plan = aimed()
+    each = [Recipe(batch_size=4 + i) for i in range(len(plan))]
+    name, _, recipe, options = job.submit(problem, plan, each)
+    assert (name, recipe) == ("run_sweep", each) and "rounds" not in options
+
+
+@pytest.mark.parametrize("change", [dict(reserve_flops=1e7), dict(specs=(RunSpec(5e7, 8, 1000, 5000, 1e4), RunSpec(1.5e8, 16, 2000, 7500, 2e4, role="hold-out")))])
+@pytest.mark.filterwarnings("ignore:.*is a local path")
+def test_recipes_of_single_runs_are_refused_where_others_follow(job, change, tmp_path):
+    problem, plan = aimed()
+    plan = replace(plan, **change)
+    with pytest.raises(ValueError, match="`recipe` must be one recipe for all runs"): job.submit(problem, plan, [Recipe()]*len(plan))
+    assert not job.sent and not job.called and not (tmp_path/"runs").exists()
+    assert job.submit(problem, plan, Recipe())[0] == "train_study" and job.submit(problem, replace(plan, target=None), [Recipe()]*len(plan))[0] == "run_sweep"
 
 
 class Trap:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from problems import TinyLM, lm_loss, lm_problem, mlp_problem
 from torch import nn
 
+from scaling_nb import sweep
 from scaling_nb.contracts import Problem
 from scaling_nb.flops import ModelCost, ParamCounts, measure_cost
 from scaling_nb.hardware import Hardware
 from scaling_nb.recipes import Recipe, resolve
-from scaling_nb.sweep import Constraints, RunSpec, measure_speed, nearest_size, plan_sweep, share_trunks, why_not
+from scaling_nb.sweep import Constraints, RunSpec, SweepPlan, measure_speed, nearest_size, plan_sweep, share_trunks, why_not
 from scaling_nb.zoo.gpt import GPT, next_token_loss
 
 
@@ -116,6 +117,23 @@ def test_plan_shows_itself():
     assert "skipped: size 17" in repr(p) and "<table" in p._repr_html_()
 
 
+ADDED, HELD = (RunSpec(C, 16, 1000, D, 6000., seed=3, role=role) for C, D, role in ((1e9, 160_000, "adaptive"), (3e9, 500_000, "hold-out")))
+
+
+@pytest.mark.parametrize("specs, says", [((), "0 runs, 0 FLOPs"), ((HELD,), "1 run, 3e+09 FLOPs"), ((ADDED,), "1 run, 9.6e+08 FLOPs"), ((ADDED, HELD), "2 runs, 3.96e+09 FLOPs")])
+@pytest.mark.parametrize("target", [None, 1e12])
+def test_plans_without_a_grid_show_themselves(specs, says, target, capsys):
+    "What `Study.next_runs` gives: nothing more to run, or runs that are added to a sweep."
+    p = SweepPlan(specs, notes=("edge: its reason & more",), name="x", target=target)
+    shown = [repr(p), p._repr_html_()]
+    p._ipython_display_()
+    shown.append(capsys.readouterr().out)
+    assert p.extrapolation is None and all(says in x and "its reason" in x and "With" not in x and "Empty" not in x for x in shown) and "&amp; more" in shown[1]
+    assert ("<table" in shown[1]) == bool(specs) == ("Chart" in shown[2]) and ("added to a sweep" in shown[0]) == bool(specs and target)
+    if ADDED not in specs:
+        with pytest.raises(ValueError, match="must hold runs that a fit will see"): p.forecast()
+
+
 # ---------------------------------------------------------------- from a target
 
 STREAM = 1 << 16   # samples: more than any plan here sees in four passes, all of them the same, so that they take no room
@@ -162,6 +180,9 @@ def test_the_hold_out_run_stands_apart():
     assert held[0].budget not in p.budgets and list(p.frame.role)[-1] == "hold-out"
     said = repr(p)
     assert "(hold-out)" in said and f"{p.extrapolation:,.0f}x below it; hold-out run at 3x" in said and "15% kept for adaptive rounds" in said
+    assert "\nbefore the adaptive rounds: " + str(p.forecast()) in said
+    plain = plan_sweep(text(), target=1e13, spend=.01, shares=(.75, 0, .25), recipe=SMALL, speed=None, slots=1)
+    assert "\n" + str(plain.forecast()) in repr(plain) and "adaptive" not in repr(plain)
 
 
 def test_a_hold_out_run_shares_no_trunk():
@@ -212,6 +233,14 @@ def test_budgets_are_kept_and_the_target_remembered():
     assert plain.specs == aimed.specs and plain.target is plain.extrapolation is None and aimed.extrapolation == pytest.approx(100)
     assert "for a target of 1e+11 FLOPs: top budget 1e+09, 100x below it" in repr(aimed) and "for a target" not in repr(plain)
     assert aimed.reserve_flops == 0 and aimed.spend_flops is None and {s.role for s in aimed.specs} == {"grid"}
+    assert [n for n in aimed.notes if n not in plain.notes] == ["budgets are named, so nothing is kept for adaptive rounds or a hold-out run"] and aimed.notes[0] in repr(aimed)
+
+
+@pytest.mark.parametrize("target, says", [(1e8, "top budget 1e+09; the target lies within the budgets"), (3e8, "; the target lies within the budgets"), (1e9, "; the target lies within the budgets"),
+    (1.5e9, "top budget 1e+09, 1.5x below it"), (1e7, "; the target lies below all budgets, of which the lowest is 1e+08")])
+def test_a_target_that_is_no_extrapolation(target, says):
+    said = repr(plan_sweep(text(), [1e8, 3e8, 1e9], target=target, recipe=SMALL, speed=None, slots=1))
+    assert f"{says}\n" in said and ("below it" in said) == (target > 1e9)
 
 
 CARD = Hardware("a card", peak_flops=2.5e9, memory=1e9, dollars_per_hour=2.)   # 1e9 FLOP/s at 40 %
@@ -233,11 +262,48 @@ def test_this_machine_is_measured():
     assert "measured at size" in repr(p) and "assumption" not in repr(p) and p.dollars is None
 
 
+@pytest.mark.parametrize("ask", [dict(target=1e12, hours=1e-3, hardware="measure", slots=2), dict(target=1e12, spend=.2, hardware="measure", price=2.), dict(budgets=[1e8, 1e9], hardware="measure"),
+                                 dict(budgets=[1e8, 1e9], constraints=Constraints(seconds=1.)),
+                                 dict(target=1e12, spend=.2, constraints=Constraints(tokens_per_param=(3, 400), seconds=100.)), dict(budgets=[1e8, 1e9])])
+def test_the_same_question_gets_the_same_plan(ask, monkeypatch):
+    "A speed is noisy, so it is measured once: here every measurement gives another, and another object holds the problem."
+    speeds = iter(np.geomspace(3e9, 1e9, 20))
+    monkeypatch.setattr(sweep, "_speeds", {})
+    monkeypatch.setattr(sweep, "measure_speed", lambda *a, **kw: float(next(speeds)))
+    first, again = (plan_sweep(text(), recipe=SMALL, **ask) for _ in range(2))
+    assert first == again and first.seconds > 0
+    if len(ask) == 1: assert first.hardware is None
+    else:
+        assert first.hardware.name == "this machine" and f"on {first.hardware}" in repr(first)
+        monkeypatch.setattr(sweep, "_speeds", {})                               # another process
+        assert plan_sweep(text(), recipe=SMALL, **ask) != first == plan_sweep(text(), recipe=SMALL, **{**ask, "hardware": first.hardware})
+
+
 def test_a_long_run_is_dropped_by_its_time():
     p = plan_sweep(text(), [1e8, 1e10], constraints=Constraints(seconds=5), hardware=CARD, recipe=SMALL, slots=1)
     assert set(p.frame.budget) == {1e8} and p.dropped.reason.str.contains(r"time = 10 s is over 5 s").all()
     assert set(plan_sweep(text(), [1e8, 1e10], constraints=Constraints(seconds=5), speed=1e9, recipe=SMALL, slots=1).frame.budget) == {1e8}
     with pytest.raises(ValueError, match="needs its speed"): plan_sweep(text(), [1e8], constraints=Constraints(seconds=5), speed=None)
+
+
+def test_what_does_not_fit_the_card_is_dropped():
+    "On budgets that are named, and beside limits of one's own, which win where they name a memory."
+    ask = dict(hardware="T4", multiple=256, recipe=SMALL)
+    p = plan_sweep(gpt(), [1e20], **ask)
+    large = p.dropped[p.dropped.N > 1e9]
+    assert len(large) and large.reason.str.contains(r"memory = [\d.]+ GB is over 16 GB").all() and p.frame.N.max() < 1e9 and p.constraints == Constraints(memory=16e9)
+    assert f"dropped: budget 1e+20, size {large['size'].iloc[0]}: memory = " in repr(p)
+    held = plan_sweep(gpt(), [1e20], constraints=Constraints(tokens_per_param=(1, None)), **ask)
+    assert held.specs == p.specs and held.constraints == Constraints(tokens_per_param=(1, None), memory=16e9)
+    wide = plan_sweep(gpt(), [1e20], constraints=Constraints(memory=1e12), **ask)
+    assert not len(wide.dropped) and wide.frame.N.max() > 1e9 and wide.constraints.memory == 1e12
+
+
+@pytest.mark.parametrize("own", [{}, dict(memory=9e5, seconds=30.)])
+def test_the_card_and_the_clock_are_limits_beside_those_of_a_target(own):
+    p = plan_sweep(text(), target=1e13, hours=.01, slots=2, hardware=CARD, recipe=SMALL, constraints=Constraints(tokens_per_param=(3, 400), **own))
+    assert (p.constraints.memory, p.constraints.seconds) == ((9e5, 30.) if own else (1e9, 36.)) and p.constraints.tokens_per_param == (3, 400)
+    assert p.longest_seconds <= p.constraints.seconds
 
 
 @pytest.mark.parametrize("ask, words", [
@@ -249,7 +315,8 @@ def test_a_long_run_is_dropped_by_its_time():
     (dict(budgets=[1e9], price=1.), "`price` needs `hardware`"),
     (dict(target=1e9, hours=1, hardware="T4"), "more than the target"), (dict(target=1e12, spend=.1, shares=(.5, .2, .2)), "sum to 1"), (dict(target=1e12, spend=.1, shares=(0, .5, .5)), "sum to 1"),
     (dict(target=1e12, spend=.1, n_budgets=2), "`n_budgets`"), (dict(target=1e12, spend=.1, budget_ratio=1), "`budget_ratio`"),
-    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive")])
+    (dict(target=1e12, hours=-1, hardware="T4"), "`hours` must be positive"),
+    (dict(budgets=[1e9], slots=0), "`slots` must be at least 1"), (dict(budgets=[1e9], slots=1.5), "`slots` must be at least 1")])
 def test_unclear_questions(ask, words):
     with pytest.raises(ValueError, match=words): plan_sweep(mlp_problem(), **ask, speed=None)
 
