@@ -250,7 +250,7 @@ def _report(self,
     except ValueError as e: why = str(e)
     if answer is not None:
         law = self.surface is not None and self.surface.law is not None
-        parts += ["<h2>The answer</h2>", html_rows(r for r in _rows(answer) if r[0] != "note"), "<h2>What to distrust</h2>"]
+        parts += ["<h2>The answer</h2>", f'<div class="statement">{html_rows(r for r in _rows(answer) if r[0] != "note")}</div>', "<h2>What to distrust</h2>"]
         parts.append(listed([*answer.warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]))
         if law: parts += ["<h2>The law, examined</h2>", listed(self.surface.doubts(C))]
         parts += [_held_out_html(self), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]
