@@ -97,7 +97,7 @@ def test_a_limit_on_the_size():
     for limit in (best.N * 1.01, best.N * .5):
         ch = choose(fit, C=1e19, max_N=limit)
         assert (ch.limit, ch.N) == ((None, best.N) if limit > best.N else (limit, limit))
-    assert ch.regret > .02 and ch.serving < 1 and ch.D == pytest.approx(1e19 / (6 * limit)) and "and no more than" in str(ch)
+    assert ch.regret > .02 and ch.serving < 1 and ch.D == pytest.approx(1e19 / (6 * limit)) and "Given 1.00e19 FLOPs, and no more than" in str(ch)
     target = choose(fit, loss=best.loss, max_N=best.N / 2)
     assert target.C > 1e19 and target.N == best.N / 2 and target.loss == best.loss
     for kw in (dict(C=1e19, N=1e8), dict(N=1e8), dict(C=1e19, D=1e10)):
