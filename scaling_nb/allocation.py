@@ -198,7 +198,7 @@ def _held_criterion(al):
         return Criterion("hold-out", "A" if al.extrapolation <= 1.02 else "B", "no run above the budgets was held out" + (", and none is needed inside them." if al.extrapolation <= 1.02 else "."))
     def letter(h):
         off = abs(h["error"])
-        return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= 1 else "D"
+        return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= (2 if h["inside"] is None else 1) else "D"
     worst = max(judged, key=lambda h: (letter(h), abs(h["error"])))
     inside = sum(bool(h["inside"]) for h in judged)
     return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget.")

@@ -222,7 +222,7 @@ def html_rows(
 ) -> str:
     "A small table that takes its colours from the page"
     import html
-    cell = 'style="text-align:left;padding:.15em .8em .15em 0;border-top:1px solid rgba(128,128,128,.3);vertical-align:top'
+    cell = 'style="text-align:left;padding:.15em .8em .15em 0;border-top:1px solid rgba(128,128,128,.3);vertical-align:top;white-space:normal'
     line = lambda k, v: (f'<tr><td {cell};opacity:.7;white-space:nowrap">{html.escape(k)}</td><td {cell}">{html.escape(v)}</td></tr>' if k else
                          f'<tr><td colspan="2" {cell}">{html.escape(v)}</td></tr>')
     return '<table style="border-collapse:collapse;max-width:60em">' + "".join(line(k, v) for k, v in rows) + "</table>"

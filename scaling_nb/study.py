@@ -12,8 +12,8 @@ from functools import cached_property
 
 import pandas as pd
 
-from .allocation import Allocation, choose_method, compute_optimal, optimum_frame
-from .fitting import fit_law
+from .allocation import Allocation, _rows, choose_method, compute_optimal, optimum_frame
+from .fitting import fit_law, html_rows
 from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
 from .records import _plain, open_storage, runs_frame
@@ -244,7 +244,7 @@ def _report(self,
     parts = []
     if C is not None and (self.surface is not None or self.isoflop is not None):
         answer, law = self.predict(C), self.surface is not None and self.surface.law is not None
-        parts += ["<h2>The answer</h2>", answer._repr_html_(), "<h2>What to distrust</h2>"]
+        parts += ["<h2>The answer</h2>", html_rows(r for r in _rows(answer) if r[0] != "note"), "<h2>What to distrust</h2>"]
         parts.append(listed([*answer.warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]))
         if law: parts += ["<h2>The law, examined</h2>", listed(self.surface.doubts(C))]
         parts += [_held_out_html(self), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]

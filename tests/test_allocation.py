@@ -339,9 +339,11 @@ def runs(n=39, budgets=5, outliers=0, excluded=(), edges=()):
 EDGE = dict(budget=1e17, reason="edge", top=False)
 LETTERS = {
     "reach": [("A", dict(extrapolation=1.)), ("A", dict(extrapolation=1., held_out=())), ("A", dict(extrapolation=100., held_out=(H,))), ("B", dict(extrapolation=10., held_out=())),
-              ("B", dict(extrapolation=290., held_out=(H,))), ("B", dict(in_range={"D/N": False})), ("C", dict(extrapolation=99., held_out=())), ("C", dict(extrapolation=900., held_out=(H,))),
-              ("D", dict(extrapolation=110., held_out=())), ("D", dict(extrapolation=1100., held_out=(H,)))],
-    "hold-out": [("A", dict(held_out=(H,))), ("A", dict(held_out=(), extrapolation=1.)), ("B", dict(held_out=())), ("B", dict(held_out=(H | dict(inside=False, error=.4),))),
+              ("B", dict(extrapolation=290., held_out=(H,))), ("B", dict(in_range={"D/N": False})), ("C", dict(extrapolation=99., held_out=())), ("C", dict(extrapolation=9000., held_out=(H,))),
+              ("D", dict(extrapolation=110., held_out=())), ("D", dict(extrapolation=11000., held_out=(H,)))],
+    "hold-out": [("A", dict(held_out=(H,))), ("A", dict(held_out=(), extrapolation=1.)), ("B", dict(held_out=())), ("C", dict(held_out=(H | dict(inside=None, error=1.9),))),
+                 ("D", dict(held_out=(H | dict(inside=None, error=2.1),))),
+                 ("B", dict(held_out=(H | dict(inside=False, error=.4),))),
                  ("B", dict(held_out=(H, H | dict(error=-1.5)))), ("B", dict(held_out=(H | dict(inside=None, low=None, high=None, error=.4),))),
                  ("C", dict(held_out=(H | dict(inside=False, error=-.9),))), ("C", dict(held_out=(H | dict(error=4.),))), ("D", dict(held_out=(H, H | dict(inside=False, error=-1.1)))),
                  ("D", dict(held_out=(H | dict(inside=None, low=None, high=None, error=3.),))), ("B", dict(held_out=(H | dict(inside=None, predicted=None, low=None, high=None, error=None),)))],

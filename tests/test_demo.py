@@ -15,7 +15,7 @@ def demo(tmp_path):
     return p.stdout
 
 
-def answer(text): return text[text.index("To spend 1.60e12 FLOPs"):text.index("Wrote ")]
+def answer(text): return text[text.index("To spend 5.00e12 FLOPs"):text.index("Wrote ")]
 
 
 @pytest.mark.slow
@@ -24,7 +24,8 @@ def answer(text): return text[text.index("To spend 1.60e12 FLOPs"):text.index("W
 def test_the_demo_answers_and_repeats_nothing(tmp_path):
     first = demo(tmp_path)
     said = answer(first)
-    assert re.search(r"N\*\s+[\d.]+k parameters  \(90 %: [\d.]+k to [\d.]+k[;)]", said) and re.search(r"D\*\s+[\d.]+M tokens", said) and "extrapolation" in said
+    assert re.search(r"N\*\s+[\d.]+k parameters  \(90 %: [\d.]+k to [\d.]+[kM][;)]", said) and re.search(r"D\*\s+[\d.]+M tokens", said) and "extrapolation" in said
+    assert re.search(r"grade +[A-D]: ", said) and re.search(r"held out +\d\.\de11 FLOPs", said)
     inside, budgets = map(int, re.search(r"(\d) of (\d) budgets have a minimum inside", said).groups())
     assert budgets == 4 and (inside == 4 or "has no interior minimum" in said)
     for name in ("quickstart", "report"):
@@ -33,10 +34,11 @@ def test_the_demo_answers_and_repeats_nothing(tmp_path):
     assert "Traceback (most recent call last)" not in (tmp_path/"demo"/"quickstart.html").read_text()
     results = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.glob("outputs/quickstart/*/result.json")}
     attempts = {p: p.read_bytes() for p in tmp_path.glob("outputs/quickstart/*/attempt.json")}
-    assert len(results) >= 24 and b'"attempt": 1' in b"".join(attempts.values())
+    rounds = (tmp_path/"outputs"/"quickstart"/"rounds.json").read_bytes()
+    assert len(results) >= 30 and b'"adaptive"' in rounds and b'"hold-out"' in rounds and b'"attempt": 1' in b"".join(attempts.values())
 
     again = demo(tmp_path)
     assert answer(again) == said
     assert results == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.glob("outputs/quickstart/*/result.json")}
-    assert attempts == {p: p.read_bytes() for p in tmp_path.glob("outputs/quickstart/*/attempt.json")}
+    assert attempts == {p: p.read_bytes() for p in tmp_path.glob("outputs/quickstart/*/attempt.json")} and rounds == (tmp_path/"outputs"/"quickstart"/"rounds.json").read_bytes()
     assert "nothing was trained" in (tmp_path/"demo"/"quickstart.html").read_text()
