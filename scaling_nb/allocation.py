@@ -161,8 +161,11 @@ class Criterion:
     grade: str  # "A" to "D"
     says: str   # What was found
 
+def _count(v) -> str:
+    return f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
+
 def _times(v) -> str:
-    return f"{v:,.0f}x" if v >= 100 else f"{v:.3g}x"
+    return _count(v) + "x"
 
 def _letter(value, *limits) -> str:
     "A up to the first limit, B up to the second, and so on; 2 % of slack"
@@ -301,13 +304,13 @@ def _between(inner, outer, level, show) -> str:
 
 def _rows(al):
     "An allocation as (label, text): the question, the answer, what was checked, and a note per warning"
-    reach = f"{al.extrapolation:.3g} times the largest budget measured" if al.extrapolation > 1.02 else "within the budgets measured"
+    reach = f"{_count(al.extrapolation)} times the largest budget measured" if al.extrapolation > 1.02 else "within the budgets measured"
     poor = [c.name for c in al.criteria if c.grade == al.grade]
     rows = [("", f"To spend {sci_format(al.C)} FLOPs, {reach}" + (f"  [{MOCK}]" if al.mock else "")),
             ("grade", f"{al.grade}: {GRADES[al.grade]}" + (f" ({', '.join(poor)})" if al.grade != "A" else "")),
             ("N*", f"{si_format(al.N)} parameters" + _between(al.N_interval, al.N_outer, al.level, si_format)),
             ("D*", f"{si_format(al.D)} tokens" + _between(al.D_interval, al.D_outer, al.level, si_format)),
-            ("D/N", f"{al.tokens_per_param:.3g} tokens per parameter"), *_loss_rows(al)]
+            ("D/N", f"{_count(al.tokens_per_param)} tokens per parameter"), *_loss_rows(al)]
     if al.slack:
         rows.append(("slack", f"any N in {si_format(al.slack[0])} to {si_format(al.slack[1])} loses under 1 % of the compute"))
     return rows + [("method", _method_text(al)), *_evidence_rows(al)] + [(c.name, f"{c.grade}: {c.says}") for c in al.criteria if c.grade != "A"] + _footing(al) + [("note", w) for w in al.warnings]
@@ -381,7 +384,7 @@ def choose_method(
     if fit is not None and not surface:
         why = f"The surface fit does not answer ({fit.status.name.lower().replace('_', ' ')}): {fit.message}"
         if not _has_line(isoflop):
-            line = f" The IsoFLOP fit: {isoflop.message}" if isoflop is not None else " There are no budgets with enough sizes for IsoFLOP parabolas either."
+            line = f" The IsoFLOP fit: {isoflop.message}" if isoflop is not None else " Nor are there budgets and sizes enough for a line through IsoFLOP minima."
             kind = "not_identified" if fit.status is FitStatus.NOT_IDENTIFIED else "no_optimum"
             raise NoAnswer(Refusal(kind, f"No optimum can be read off these runs. {why}{line}", _MORE_RUNS))
         return "isoflop", [(0, why)]
@@ -575,12 +578,12 @@ def _reach_warnings(fit, C, N, D, confirmed):
     far, out = C / fit.C.max(), []
     beyond = far / confirmed
     if beyond > 102:
-        out.append((1, f"{far:.3g}x extrapolation: the intervals cover chance, not the form of the law. "
+        out.append((1, f"{_times(far)} extrapolation: the intervals cover chance, not the form of the law. "
                        "Check a run at an intermediate budget first, and quote no loss."))
     elif confirmed > 1.02:
-        out += [(4, f"{far:.3g}x extrapolation, of which hold-out runs have confirmed {confirmed:.3g}x.")] if beyond > 10.2 else []
+        out += [(4, f"{_times(far)} extrapolation, of which hold-out runs have confirmed {_times(confirmed)}.")] if beyond > 10.2 else []
     elif far > 1.02:
-        out.append((4, f"{far:.3g}x extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
+        out.append((4, f"{_times(far)} extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
     elif C < fit.C.min() / 1.02:
         out.append((4, f"The budget lies below all that were measured, the smallest being {sci_format(fit.C.min(), 2)} FLOPs."))
     if fit.curve.constant is None and not fit.N.min() / 1.02 <= N <= fit.N.max() * 1.02:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from .allocation import NoAnswer, Refusal, _frozen, _held_rows, _plain, _seed_noise, choose_method, loss_band, loss_refusal
+from .allocation import NoAnswer, Refusal, _count, _frozen, _held_rows, _plain, _seed_noise, choose_method, loss_band, loss_refusal
 from .fitting import MOCK, html_rows
 from .intervals import _parameters, _runs_of, covariance
 from .laws import ChinchillaLaw, ServingOptimum, overtrained, sci_format, si_format, tokens_to_reach
@@ -103,8 +103,8 @@ _SHOW = dict(C=lambda v: f"{sci_format(v)} FLOPs", N=lambda v: f"{si_format(v)} 
 def _rows(ch):
     "As (label, text)"
     plain = dict(C=sci_format, N=si_format, D=si_format, loss="{:.4f}".format)
-    held = " and ".join(_SHOW[k](v) for k, v in ch.held.items())
-    rows = [("", f"Given {held}" + (f", and no more than {si_format(ch.limit)} parameters" if ch.limit else "") + (f"  [{MOCK}]" if ch.mock else ""))]
+    held = " and ".join(_SHOW[k](v) for k, v in ch.held.items() if not (ch.limit and k == "N"))
+    rows = [("", f"Given {held}" + (f", and no more than {si_format(ch.limit)} parameters, which it takes" if ch.limit else "") + (f"  [{MOCK}]" if ch.mock else ""))]
     for k, name in (("N", "N"), ("D", "D"), ("C", "C"), ("loss", "loss")):
         if k in ch.held:
             continue
@@ -114,12 +114,12 @@ def _rows(ch):
         band = f"  ({100 * ch.level:g} %: {' to '.join(map(plain[k], ch.intervals[k]))}" if k in ch.intervals else ""
         wider = f"; if the law is slightly wrong: {' to '.join(map(plain[k], ch.loss_outer))}" if band and k == "loss" and ch.loss_outer else ""
         rows.append((name, _SHOW[k](getattr(ch, k)) + (band + wider + ")" if band else "")))
-    rows.append(("D/N", f"{ch.tokens_per_param:.3g} tokens per parameter"))
+    rows.append(("D/N", f"{_count(ch.tokens_per_param)} tokens per parameter"))
     if ch.regret > 5e-4:
         rows.append(("costs", f"{100 * ch.regret:.1f} % of the compute: {sci_format((1 - ch.regret) * ch.C)} FLOPs would do, split best; the best N for all of it is {si_format(ch.best_N)}"))
         rows.append(("serving", f"{ch.serving:.2f} times the FLOPs per token of the compute-optimal model of this loss"))
     if ch.extrapolation and ch.extrapolation > 1.02:
-        rows.append(("reach", f"{ch.extrapolation:.3g} times the largest budget measured" + "".join(f"; {k} outside the runs" for k, ok in ch.in_range.items() if not ok)))
+        rows.append(("reach", f"{_count(ch.extrapolation)} times the largest budget measured" + "".join(f"; {k} outside the runs" for k, ok in ch.in_range.items() if not ok)))
     return rows + [("note", n) for n in ch.notes]
 
 # %% ../nbs/08a_choices.ipynb #c8c0000e

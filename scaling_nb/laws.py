@@ -554,7 +554,7 @@ def _law_and_cost(law, flops_per_token):
     return law, 6.0 if flops_per_token is None else flops_per_token
 
 # %% ../nbs/06_laws.ipynb #b064f505
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ServingOptimum:
     "The cheapest model of a given loss, training and serving together, beside the one that is cheapest to train"
     loss: float           # Of both models, nats per token
@@ -572,6 +572,14 @@ class ServingOptimum:
     def saving(self) -> float:
         "Share of the price saved against the compute-optimal model of the same loss"
         return 1 - self.total / self.base_total
+
+    def __repr__(self):
+        loss = "a loss that is withheld" if self.loss is None else f"{self.loss:.4f} nats per token"
+        return "\n".join([f"For {loss} and {si_format(self.tokens_served)} tokens served",
+                          f"  model       {si_format(self.N)} parameters on {si_format(self.D)} tokens, {self.D / self.N:,.0f} for each",
+                          f"  instead of  {si_format(self.base_N)} on {si_format(self.base_D)}, the cheapest to train",
+                          f"  FLOPs       {sci_format(self.training)} to train, {sci_format(self.serving)} to serve",
+                          f"  price       {sci_format(self.total)}, {round(100 * self.saving, 1) + 0.:.1f} % less than that one"])
 
 # %% ../nbs/06_laws.ipynb #ae6f2c08
 def _slopes(law, N, D, step=1e-4):

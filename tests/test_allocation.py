@@ -189,6 +189,7 @@ def test_far_extrapolation_must_be_said():
     fit, iso = fits()
     far, near, inside = (compute_optimal(fit, C, isoflop=iso, interval=None) for C in (1e21, 1e19, 5e17))
     assert far.extrapolation == pytest.approx(1000) and "quote no loss" in far.warnings[0]
+    assert "1,000 times the largest budget" in str(far) and "1,000x extrapolation" in far.warnings[0]
     assert any("no held-out run has checked" in w for w in near.warnings) and not any("quote no loss" in w for w in near.warnings)
     assert not any("extrapolation" in w for w in inside.warnings) and "within the budgets measured" in str(inside)
     assert any("below all" in w for w in compute_optimal(fit, 1e14, isoflop=iso, interval=None).warnings)

@@ -97,7 +97,7 @@ def test_a_limit_on_the_size():
     for limit in (best.N * 1.01, best.N * .5):
         ch = choose(fit, C=1e19, max_N=limit)
         assert (ch.limit, ch.N) == ((None, best.N) if limit > best.N else (limit, limit))
-    assert ch.regret > .02 and ch.serving < 1 and ch.D == pytest.approx(1e19 / (6 * limit)) and "and no more than" in str(ch)
+    assert ch.regret > .02 and ch.serving < 1 and ch.D == pytest.approx(1e19 / (6 * limit)) and "Given 1.00e19 FLOPs, and no more than" in str(ch)
     target = choose(fit, loss=best.loss, max_N=best.N / 2)
     assert target.C > 1e19 and target.N == best.N / 2 and target.loss == best.loss
     for kw in (dict(C=1e19, N=1e8), dict(N=1e8), dict(C=1e19, D=1e10)):
@@ -178,6 +178,9 @@ def test_the_loss_of_a_training_budget_at_least_lifetime_cost():
     assert inference_optimal(TRUTH, 1e19, 0).N == pytest.approx(TRUTH.optimum(1e19)[0], rel=1e-4)
     dear = inference_optimal(fit, 1e19, 1e11, prices=(1, 5))
     assert dear.N < best.N and inference_optimal(fit, 1e19, 1e11, serving_flops=.1).N > best.N
+    said = str(best)
+    assert f"{best.loss:.4f} nats per token and 100B tokens served" in said and f"{100 * best.saving:.1f} % less" in said
+    assert ", 0.0 % less" in str(inference_optimal(TRUTH, 1e19, 0))
 
 
 @settings(max_examples=8, deadline=None)
@@ -194,6 +197,7 @@ def test_the_whole_bill(ln_C, ln_T, price):
 
 def test_serving_is_refused_with_the_loss():
     fit = fitted()
+    assert "a loss that is withheld" in str(inference_optimal(fit, 1e21, 1e10))
     assert inference_optimal(fit, 1e21, 1e10).loss is None and inference_optimal(fit, 1e21, 1e10, held_out=held(30)).loss and inference_optimal(fit, 1e18, 1e9).loss
     with pytest.raises(ValueError, match="`C` must be positive"):
         inference_optimal(fit, 0, 1e10)

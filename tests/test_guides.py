@@ -1,5 +1,6 @@
 """The guides run from top to bottom as a newcomer would run them. (The quickstart is the demo: tests/test_demo.py.)"""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,34 @@ def test_fit_your_own_runs_on_the_real_table(tmp_path):
         pytest.skip("chinchilla_figure4.csv is not beside this checkout")
     said = text_of(executed("fit_your_own_runs", tmp_path, path=str(REAL)))
     assert "245 runs" in said and "the window of compute" in said
+
+
+SAID = dict(
+    limited_data=["with R_D and R_N borrowed from Muennighoff et al. (2023)", "D* passes 11.5 times over 5.00B unique tokens",
+                  "no budget reaches it", "(6.03, ('R_N',))", "('R_D', 'R_N')", "this is a fit of 'data_constrained'"],
+    serving=["price 3.80e21, 41.8 % less", "no more than 700M parameters, which it takes",
+             "below_floor: 1.8 nats", "not C and loss together", "loss withheld. The loss lies 1,000x beyond"],
+    when_not_to_trust=["one budget only", "only D/N = 20 observed", "no scaling signal", "but got 4",
+                       "TOO_FEW_RUNS, residuals under 1e-9: True, interval None", "row 17 has L=nan", "34 used, 1 dropped: row 17", "row 17 has D=0.0",
+                       "rows 17, 30, 3", "5 of 5 budgets without a minimum", "35 exact duplicates", "Left out: 1.0e20 (edge)",
+                       "too little loss at 1.0e20, by 1.2 % (red", "loss None: too_far", "loss None: contradicted", "hold-out D: 0 of 1 inside"],
+    known_results=["'32.19B', '40.36B', '72.25B'", "-0.44 %", "+0.86 %", "11.2 to 10.0", "-23.116", "shift N* by +16.2 %"])
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", SAID)
+def test_the_page_of_a_task(name, tmp_path):
+    said = text_of(executed(name, tmp_path))
+    said = " ".join(said.split())  # sentences are wrapped
+    assert [s for s in SAID[name] if s not in said] == []
+
+
+def test_the_unseen_error_is_unseen(tmp_path):
+    "The page ends on an answer that is wrong and that no check catches: were it caught, the page would have to say so."
+    nb = executed("when_not_to_trust", tmp_path)
+    said = text_of(nb)[-700:]
+    n = {k: [float(v) for v in re.findall(r"([\d.]+)B", line)] for line in said.splitlines() for k in ("truth", "interval", "outer") if line.startswith(k)}
+    assert "grade B" in said and all(not low <= n["truth"][0] <= high for low, high in (n["interval"], n["outer"]))
 
 
 @pytest.mark.ray
