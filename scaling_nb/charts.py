@@ -1564,7 +1564,8 @@ code{background:var(--tint);padding:.12em .35em;border-radius:4px}
 pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;padding:.8em 1em;overflow-x:auto;line-height:1.5}pre code{background:none;padding:0}
 pre.out{background:none;border:0;padding:.2em 0;color:var(--ink)}
 table{border:0;border-collapse:collapse;margin:1em 0;font-size:.9rem;font-variant-numeric:tabular-nums;display:block;overflow-x:auto;max-width:100%}
-th,td{padding:.35em .8em;text-align:right;border:0;border-bottom:1px solid var(--line);white-space:nowrap}thead th{border-bottom:2px solid var(--line);font-weight:600;color:var(--soft)}.statement td{white-space:normal}
+th,td{padding:.35em .8em;text-align:right;border:0;border-bottom:1px solid var(--line);white-space:nowrap}thead th{border-bottom:2px solid var(--line);font-weight:600;color:var(--soft)}
+.statement td{white-space:normal}
 .snb-chart{margin:1.6em 0;overflow-x:auto}.snb-chart svg{max-width:100%;height:auto;overflow:visible}
 .snb-chart svg :is(text,g)[fill="#787878"]{fill:var(--soft)}.snb-chart .role-title-text text{fill:var(--ink)!important}
 .snb-chart .vega-embed{padding-right:0}
