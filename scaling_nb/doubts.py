@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from .engine import SurfaceProblem, refit
-from .fitting import FitStatus, _condition, _named, _surface_jacobian, fit_law
+from .fitting import HELD_OUT, FitStatus, _condition, _named, _surface_jacobian, fit_law
 from .intervals import _predict, _runs_of, covariance, fit_intervals
 from .laws import ChinchillaLaw, optimal_split, sci_format, si_format
 from .yardsticks import _budgets, _robust_variance, _second_opinion, regret_band, surface_misfit
@@ -345,9 +345,9 @@ def _row_doubts(fit):
     if clusters < fit.n:
         out.append((5 if clusters < 15 else 7, f"{fit.n} runs share {clusters} cluster{'s' * (clusters > 1)}, such as trunks or seeds: the intervals count clusters. "
                                                "More runs of the same clusters will not narrow them."))
-    if fit.excluded:
-        why = "; ".join(dict.fromkeys(reason for _, reason in fit.excluded))
-        out.append((6, f"{len(fit.N)} used, {len(fit.excluded)} dropped: {_named([row for row, _ in fit.excluded])} ({why})."))
+    if dropped := [(row, why) for row, why in fit.excluded if why != HELD_OUT]:
+        why = "; ".join(dict.fromkeys(reason for _, reason in dropped))
+        out.append((6, f"{len(fit.N)} used, {len(dropped)} dropped: {_named([row for row, _ in dropped])} ({why})."))
     return out
 
 # %% ../nbs/07d_doubts.ipynb #1221107f
