@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from .doubts import _OTHER_FORM, _refitted, leave_future_out
-from .fitting import MOCK, FitStatus, _positive, html_rows
+from .fitting import HELD_OUT, MOCK, FitStatus, _positive, html_rows
 from .intervals import _AMPLITUDES, _discrepancies, _gradient, _predict, _runs_of, _sandwich, bootstrap_fit, fit_intervals, inflation, stretched_interval
 from .isoflop import IsoFlopFit
 from .laws import ChinchillaLaw, DataConstrainedLaw, sci_format, si_format
@@ -193,15 +193,17 @@ def _reach_criterion(al):
     return Criterion("reach", letter, says + ".")
 
 def _held_criterion(al):
-    judged = [h for h in al.held_out if h["error"] is not None]
+    judged = [h for h in al.held_out if h["error"] is not None and h["factor"] > 1.02]
+    within = [f"{sci_format(h['C'], 2)} ({_times(h['factor'])})" for h in al.held_out if h["factor"] <= 1.02]
+    aside = f"; within the budgets measured, and not judged: {', '.join(within)}." if within else "."
     if not judged:
-        return Criterion("hold-out", "A" if al.extrapolation <= 1.02 else "B", "no run above the budgets was held out" + (", and none is needed inside them." if al.extrapolation <= 1.02 else "."))
+        return Criterion("hold-out", "A" if al.extrapolation <= 1.02 else "B", "no run above the budgets was held out" + ", and none is needed inside them" * (al.extrapolation <= 1.02) + aside)
     def letter(h):
         off = abs(h["error"])
         return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= (2 if h["inside"] is None else 1) else "D"
     worst = max(judged, key=lambda h: (letter(h), abs(h["error"])))
     inside = sum(bool(h["inside"]) for h in judged)
-    return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget.")
+    return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget{aside}")
 
 # %% ../nbs/08_allocation.ipynb #a1a00007
 def _forecast_criterion(al):
@@ -558,7 +560,7 @@ def loss_refusal(
     "Why no loss is given at `C`, if none is"
     top = float(fit.C.max())
     confirmed = top * _confirmed(held)
-    last = max((h for h in held if h["error"] is not None), key=lambda h: h["C"], default=None)
+    last = max((h for h in held if h["error"] is not None and h["factor"] > 1.02), key=lambda h: h["C"], default=None)
     if last and last["inside"] is False and abs(last["error"]) > 1 and C > 1.02 * top:
         came = f"came out at {last['observed']:.4g} where {last['predicted']:.4g} was promised: {_off(last['error'], 1)}, and outside its band."
         return Refusal("contradicted", f"The hold-out run at {sci_format(last['C'], 2)} FLOPs {came}",
@@ -715,7 +717,7 @@ def _about_runs(fit, iso) -> dict:
     left = [] if iso is None else iso.budgets[~iso.interior]
     edges = tuple(dict(budget=float(r.budget), reason=r.reason, top=bool(r.budget == iso.budgets["budget"].max())) for r in (left.itertuples() if len(left) else ()))
     return dict(n=int(np.unique(rows[:3], axis=1).shape[1]), budgets=0 if iso is None else len(iso.budgets), outliers=0 if isinstance(fit, IsoFlopFit) else int(fit.outliers.sum()),
-                excluded=tuple((int(i), str(why)) for i, why in fit.excluded), edges=edges, hash=digest, version=__version__)
+                excluded=tuple((int(i), str(why)) for i, why in fit.excluded if why != HELD_OUT), edges=edges, hash=digest, version=__version__)
 
 # %% ../nbs/08_allocation.ipynb #167bfb41
 def compute_optimal(

@@ -38,11 +38,21 @@ def _frontier_with(law, f, i, value):
     "C whose optimum has N (i = 0) or D (i = 1) at `value`"
     gap = lambda x: math.log(law.optimum(math.exp(x), f)[i] / value)
     low = high = math.log(6 * value * value)
-    while gap(low) > 0:
-        low -= 5
-    while gap(high) < 0:
-        high += 5
-    return math.exp(brentq(gap, low, high, xtol=1e-13))
+    try:
+        while gap(low) > 0:
+            low -= 5
+        while gap(high) < 0:
+            high += 5
+            if high > 300:
+                raise ValueError
+        C = math.exp(brentq(gap, low, high, xtol=1e-13))
+        N, D, loss = law.optimum(C, f)
+        if abs(math.log((N, D)[i] / value)) < .01 and law.compute(loss, f) > .99 * C:
+            return C
+    except (ValueError, OverflowError):  # the law's own search gives up where its losses no longer differ
+        pass
+    raise NoAnswer(Refusal("no_optimum", f"No budget is split best at {('N', 'D')[i]} = {si_format(value)}: out there the law says that more compute gains nothing.",
+                           "Hold less, or hold C beside it."))
 
 def _solve(law, f, held) -> dict:
     "C, N, D and loss from one or two of them"

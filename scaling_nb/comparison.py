@@ -348,6 +348,9 @@ def compare(
     sides = tuple(_Side.of(n, _fit_of(x, n), _scale(x, n, unit, per)) for n, x, per in zip(names, (a, b), bytes_per_token or (None, None)))
     tops, least = [float(s.fit.C.max()) for s in sides], max(float(s.fit.C.min()) for s in sides)
     low, high = (least, FAR * min(tops)) if reach is None else map(float, reach)
+    if reach is None and not low < high:
+        spans = " and ".join(f"{s.name!r} {sci_format(s.fit.C.min(), 2)} to {sci_format(s.fit.C.max(), 2)}" for s in sides)
+        raise ValueError(f"The two sweeps must share budgets, or lie within {FAR:g} times of each other, but of FLOPs {spans} were measured. Run budgets of the one where the other was measured.")
     if not 0 < low < high < math.inf or high > FAR * min(tops) * 1.001:
         raise ValueError(f"0 < low < high must hold for `reach`, and high be at most {sci_format(FAR * min(tops))}, {FAR:g} times the smaller sweep, but got {low:.3g} to {high:.3g}.")
     C = 10 ** np.arange(math.floor(2 * math.log10(low) + .5) / 2, math.log10(min(10.001 * min(tops), high)) + .01, .5) if budgets is None else np.atleast_1d(np.asarray(budgets, float))

@@ -335,7 +335,7 @@ def _rehearsal_lines(self) -> list:
         why = self.frame.loc[self.frame["N"].isna() if "N" in self.frame else slice(None), "status"].value_counts()
         named = ", ".join(f"{name.lower().replace('_', ' ')}: {count}" for name, count in why.items())
         out.append(f"{100 * self.refused:.0f} % gave no answer ({named}).")
-    if len(s):
+    if len(s) and math.isfinite(s["sd"]["ln N"]):
         sd, off = s["sd"]["ln N"], s["bias"]["ln N"] / s["sd"]["ln N"]
         side = f", {'above' if off > 0 else 'below'} it by {abs(off):.1f} of that on average" if abs(off) > .2 else ""
         held = lambda k: "{:.0f}, {:.0f} and {:.0f} %".format(*100 * s[k])
@@ -359,8 +359,8 @@ def simulate(
 ) -> Rehearsal:
     "Run the sweep `n` times on a known law, by the real fit and the real intervals. ValueError on a bad argument"
     (N, D, C), target = _runs_to_plan(law, N, D, C), _checked_target(target)
-    if not 0 <= bad < 1 or not n >= 1:
-        raise ValueError(f"`bad` must be a share below 1 and `n` at least 1, but got bad={bad!r}, n={n!r}.")
+    if not 0 <= bad < 1 or not n >= 2:
+        raise ValueError(f"`bad` must be a share below 1 and `n` at least 2 (one says nothing of a spread), but got bad={bad!r}, n={n!r}.")
     law, noise, guessed = _taken(law, noise, N, D, C)
     curve = FlopsCurve.from_runs(N, C / D)
     L = _redrawn(law, N, D, noise, bad, n, seed)

@@ -14,11 +14,10 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from .engine import SurfaceProblem, refit
-from .fitting import FitStatus, _condition, _named, _surface_jacobian, fit_law
+from .fitting import HELD_OUT, FitStatus, _condition, _named, _surface_jacobian, fit_law
 from .intervals import _predict, _runs_of, covariance, fit_intervals
-from .isoflop import budget_groups, fit_isoflop
 from .laws import ChinchillaLaw, optimal_split, sci_format, si_format
-from .yardsticks import _robust_variance, _second_opinion, regret_band, surface_misfit
+from .yardsticks import _budgets, _robust_variance, _second_opinion, regret_band, surface_misfit
 
 # %% ../nbs/07d_doubts.ipynb #575e84d2
 def _part(
@@ -81,15 +80,20 @@ def _answer(fit, part, reason, C) -> dict:
 
 # %% ../nbs/07d_doubts.ipynb #6b287ff4
 def _steps(fit):
-    "(R,) ints, 0 for the least compute: the budget of each run, or its bin where the runs do not lie on budgets"
+    "(R,) ints, 0 for the least compute: the budget of each run, or its bin where the runs do not lie on budgets; (R,) bool: is it a run of that budget?"
     x = np.log(fit.C)
-    group = np.unique(budget_groups(fit.C) if fit.budget is None else fit.budget, return_inverse=True)[1]
-    count, mean = np.bincount(group), np.bincount(group, x) / np.bincount(group)
-    tight = np.array([np.ptp(x[group == k]) < .5 for k in range(len(count))])
-    if count[(count >= 3) & tight].sum() >= .8 * len(x):
-        return mean.argsort().argsort()[group]
+    size = np.bincount(_budgets(fit, 3)[0])
+    typical = np.median(np.repeat(size, size))  # of the budget that a run lies on
+    group, alone, found = _budgets(fit, 3, max(3, typical / 2))
+    if found:
+        own = np.unique(group[~alone])
+        mean = np.array([x[group == k].mean() for k in own])
+        rank = mean.argsort()
+        step = np.searchsorted(mean[rank] + 1e-3, x).clip(max=len(own) - 1)  # of runs between budgets: the next above
+        step[~alone] = rank.argsort()[np.searchsorted(own, group[~alone])]
+        return step, ~alone
     edges = np.quantile(x, np.linspace(0, 1, min(6, max(len(x) // 5, 1)) + 1)[1:-1])
-    return np.unique(np.searchsorted(edges, x), return_inverse=True)[1]
+    return np.unique(np.searchsorted(edges, x), return_inverse=True)[1], np.ones(len(x), bool)
 
 # %% ../nbs/07d_doubts.ipynb #b793b125
 def _chance(part, N, D) -> float:
@@ -107,13 +111,13 @@ def leave_future_out(
     fit,      # FitResult
     C=None,   # FLOPs at which the path of N is asked; 10 times the largest budget by default
 ) -> pd.DataFrame:  # used, top, budget, n, bias and rms (%, predicted over observed), z, light, a, N, reason
-    "Fit the lowest budgets, predict the higher ones: a row per cut and budget predicted. Flagged outliers are not predicted"
-    C, step, rows = _target(fit, C), _steps(fit), []
-    spent = np.exp(np.bincount(step, np.log(fit.C)) / np.bincount(step))
+    "Fit the lowest budgets, predict the higher ones: a row per cut and budget predicted. Flagged outliers, and runs between budgets, are not predicted"
+    C, (step, own), rows = _target(fit, C), _steps(fit), []
+    spent = np.exp(np.bincount(step[own], np.log(fit.C[own])) / np.bincount(step[own]))
     cuts = np.arange(3, len(spent))
     for used, (part, reason) in zip(cuts, _parts(fit, step < cuts[:, None])):
         head, tail = dict(used=used, top=spent[used - 1]), _answer(fit, part, reason, C)
-        ahead = [step == k for k in range(used, len(spent))] if part else []
+        ahead = [own & (step == k) for k in range(used, len(spent))] if part else []
         rows += [head | dict(budget=spent[used + i]) | _miss(part, fit, at & ~fit.outliers) | tail for i, at in enumerate(ahead)] or [head | tail]
     if not rows:
         rows = [dict(used=len(spent), top=spent[-1], reason=f"Three budgets to fit and one to predict make four; these runs have {len(spent)}.")]
@@ -164,7 +168,7 @@ def _windows(fit, cuts):
     "Pairs (low, high) of compute: below each cut, all, above each cut"
     below = above = cuts
     if cuts is None:
-        step = _steps(fit)
+        step = _steps(fit)[0]
         between = [math.sqrt(fit.C[step < k].max() * fit.C[step >= k].min()) for k in range(1, step.max() + 1)]
         below, above = between[2:][-3:], between[:-2][:3]
     return [(0., float(c)) for c in sorted(below)] + [(0., math.inf)] + [(float(c), math.inf) for c in sorted(above)]
@@ -258,7 +262,7 @@ def _line_rows(fit, C) -> list:
         return [dict(method=name, reason=line.message if line else "the runs do not lie on budgets")]
     lines = {name: line}
     if hasattr(fit.law, "beta"):
-        lines[f"{name}, bias removed"] = fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, budget=fit.budget, mock=fit.mock, correct_bias=fit.law)
+        lines[f"{name}, bias removed"] = _second_opinion(fit, correct_bias=fit.law)
     return [dict(method=name, a=v.a, b=v.b, N=float(v.line(C)), loss=float(v.loss_law(C)) if v.loss_law else math.nan, reason="" if v.interior.all() else v.message)
             | dict(zip(("N_low", "N_high"), v.line_interval(C, .9) or (math.nan, math.nan))) for name, v in lines.items()]
 
@@ -341,9 +345,9 @@ def _row_doubts(fit):
     if clusters < fit.n:
         out.append((5 if clusters < 15 else 7, f"{fit.n} runs share {clusters} cluster{'s' * (clusters > 1)}, such as trunks or seeds: the intervals count clusters. "
                                                "More runs of the same clusters will not narrow them."))
-    if fit.excluded:
-        why = "; ".join(dict.fromkeys(reason for _, reason in fit.excluded))
-        out.append((6, f"{len(fit.N)} used, {len(fit.excluded)} dropped: {_named([row for row, _ in fit.excluded])} ({why})."))
+    if dropped := [(row, why) for row, why in fit.excluded if why != HELD_OUT]:
+        why = "; ".join(dict.fromkeys(reason for _, reason in dropped))
+        out.append((6, f"{len(fit.N)} used, {len(dropped)} dropped: {_named([row for row, _ in dropped])} ({why})."))
     return out
 
 # %% ../nbs/07d_doubts.ipynb #1221107f

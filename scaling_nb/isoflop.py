@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from .fitting import FitStatus, _counted, _kept, _number, _omitted, _positive, fit_power_law, html_rows, MOCK
+from .fitting import FitStatus, _counted, _held_out, _kept, _number, _omitted, _positive, fit_power_law, html_rows, MOCK
 from .laws import FlopsCurve, IsoFlopParabola, PowerLaw, sci_format, si_format
 
 # %% ../nbs/07a_isoflop.ipynb #b4305101
@@ -355,13 +355,14 @@ def _corrected(fit, law=None):
 # %% ../nbs/07a_isoflop.ipynb #50012a9c
 def _isoflop_runs(N, given, nan_policy):
     "Float columns N, C, L, D and budget (or None), and what was left out; or a ValueError"
+    held = _held_out(N)
     if isinstance(N, pd.DataFrame):
         frame, names = N, dict(C="C", L="loss" if "loss" in N else "L", D="D", budget="budget")
         given = {k: frame[names[k]] if v is None and names[k] in frame and frame[names[k]].notna().any() else v for k, v in given.items()}
         N = frame["N"] if "N" in frame else None
     if N is None or given["L"] is None or given["C"] is None and given["D"] is None:
         raise ValueError("Parabolas need N, the loss, and C or D of every run: three arrays, or a frame with columns N, loss and C or D. `read_runs` maps the names of other tables.")
-    columns, excluded = _omitted(dict(N=N) | given, nan_policy)
+    columns, excluded = _omitted(dict(N=N) | given, nan_policy, held)
     rows = _kept(len(columns["L"]), excluded)
     N, L = _positive(rows, N=columns["N"], L=columns["L"])
     if not len(N):
@@ -374,7 +375,7 @@ def _isoflop_runs(N, given, nan_policy):
 
 # %% ../nbs/07a_isoflop.ipynb #25abd9e9
 def fit_isoflop(
-    N,            # Parameters, (R,); or a frame of runs with columns N, loss and C or D (budget), such as `read_runs` gives
+    N,            # Parameters, (R,); or a frame of runs with columns N, loss and C or D (budget), such as `read_runs` gives; rows whose `role` is "hold-out" are left out
     C=None,       # FLOPs spent, (R,)
     L=None,       # Held-out loss, nats per token, (R,)
     *,

@@ -935,5 +935,6 @@ def _stored(source, format=None) -> pd.DataFrame | None:
     if not isinstance(source, Storage) and not storage.fs.isdir(storage.root): return None
     frame = runs_frame(storage)
     if not len(frame): raise ValueError(f"{storage.url} is a folder without runs. Give the file that holds the table, or the folder of a sweep.")
-    frame.attrs["notes"] = ()
+    held = int((frame["role"] == "hold-out").sum())
+    frame.attrs["notes"] = (f"{held} of these {len(frame)} runs {'are' if held > 1 else 'is'} held out (`role`): `fit_law` and `fit_isoflop` leave them out.",) if held else ()
     return frame

@@ -267,13 +267,14 @@ def _report(self,
 
 def _held_out_html(study) -> str:
     "The runs that the fit did not see, predicted and measured."
-    from scaling_nb.card import hold_out_frame
+    from scaling_nb.card import held_out_table
+    from html import escape
     if not (study.frame.role == "hold-out").any(): return ""
     head = "<h2>Put to the test</h2>"
-    try: f = hold_out_frame(study.surface, study.held_out)
-    except ValueError as e: return f"{head}<p>{e}</p>"
-    if not len(f): return f"{head}<p>Runs were planned to be held out, and none has a loss yet.</p>"
-    said = f"The law was fitted without {'this run' if len(f) == 1 else f'these {len(f)} runs'}. Low and high are the 90 % interval of one run, for chance alone."
+    if not len(study.held_out): return f"{head}<p>Runs were planned to be held out, and none has a loss yet.</p>"
+    try: f = held_out_table(study.predict())
+    except ValueError as e: return f"{head}<p>Not judged, for no fit has an answer. {escape(str(e))}</p>"
+    said = f"The law was fitted without {'this run' if len(f) == 1 else f'these {len(f)} runs'}. Low and high bound one run at 90 %: by chance, and should the law be slightly wrong."
     f = f.assign(inside=f.inside.map({True: "yes", False: "no"}).fillna("not known"))
     return f"{head}<p>{said}</p>" + _table(f.rename(columns=dict(loss="measured", beyond="C over largest", error="off, %")))
 

@@ -89,11 +89,31 @@ def surface_misfit(
     return Misfit(math.sqrt(s2), noise, source, float(p), bool(s2 > 2 * noise ** 2 and p < .05 and not small))
 
 # %% ../nbs/07c_yardsticks.ipynb #2a2d45bc
-def _second_opinion(fit):
-    "IsoFLOP fit of a surface fit's runs, or None where they do not lie on budgets"
-    group = budget_groups(fit.C) if fit.budget is None else np.unique(fit.budget, return_inverse=True)[1]
-    held = [(group == k).sum() for k in range(group.max() + 1) if (group == k).sum() >= 5 and np.ptp(np.log(fit.C[group == k])) < .5]
-    return fit_isoflop(fit.N, fit.C, fit.L, D=fit.D, budget=fit.budget, mock=fit.mock) if len(held) >= 2 and sum(held) >= .8 * len(group) else None
+def _budgets(
+    fit,       # FitResult
+    least,     # Runs that a budget has
+    few=3,     # Runs under which a group lies between budgets
+):             # (R,) ints, 0 for the least compute; (R,) bool, between budgets; how many budgets, 0 where the other runs do not lie on them
+    "Which runs share a budget, by what was planned or spent. Runs lie between budgets where three clear ones, and half of all runs, stand without them"
+    def judged(group, few, width):
+        count = np.bincount(group)
+        alone, tight = (count < few)[group], np.array([np.ptp(np.log(fit.C[group == k])) < width for k in range(len(count))])
+        held = tight & (count >= max(least, few))
+        return group, alone, int(held.sum()) if count[held].sum() >= .8 * (~alone).sum() else 0
+    planned = fit.budget is not None
+    loose = judged(budget_groups(fit.budget, .02) if planned else budget_groups(fit.C), 0, .5)
+    if np.bincount(loose[0]).min() >= few:
+        return loose
+    strict = judged(budget_groups(fit.budget if planned else fit.C, .02), few, .5 if planned else .05)  # in a cloud of runs some lie close by chance
+    return strict if strict[2] >= 3 and 2 * strict[1].sum() <= len(fit.C) else loose
+
+def _second_opinion(fit, **kw):
+    "IsoFLOP fit of a surface fit's runs, without those between budgets; None where they do not lie on budgets"
+    group, alone, found = _budgets(fit, 5)
+    if found < 2:
+        return None
+    planned = None if fit.budget is None else np.array([fit.budget[group == k].max() for k in range(group.max() + 1)])[group][~alone]
+    return fit_isoflop(fit.N[~alone], fit.C[~alone], fit.L[~alone], D=fit.D[~alone], budget=planned, mock=fit.mock, **kw)
 
 # %% ../nbs/07c_yardsticks.ipynb #30005975
 def _law_and_curve(fit):

@@ -346,7 +346,9 @@ LETTERS = {
                  ("B", dict(held_out=(H | dict(inside=False, error=.4),))),
                  ("B", dict(held_out=(H, H | dict(error=-1.5)))), ("B", dict(held_out=(H | dict(inside=None, low=None, high=None, error=.4),))),
                  ("C", dict(held_out=(H | dict(inside=False, error=-.9),))), ("C", dict(held_out=(H | dict(error=4.),))), ("D", dict(held_out=(H, H | dict(inside=False, error=-1.1)))),
-                 ("D", dict(held_out=(H | dict(inside=None, low=None, high=None, error=3.),))), ("B", dict(held_out=(H | dict(inside=None, predicted=None, low=None, high=None, error=None),)))],
+                 ("D", dict(held_out=(H | dict(inside=None, low=None, high=None, error=3.),))), ("B", dict(held_out=(H | dict(inside=None, predicted=None, low=None, high=None, error=None),))),
+                 ("B", dict(held_out=(H | dict(factor=.3, inside=False, error=-9.),))), ("A", dict(held_out=(H, H | dict(factor=1.02, inside=False, error=-9.)))),
+                 ("D", dict(held_out=(H, H | dict(factor=1.03, inside=False, error=-9.))))],
     "forecasts": [("A", dict(forecasts=(F,))), ("B", dict(forecasts=())), ("B", dict(forecasts=(F | dict(bias=None),))), ("B", dict(forecasts=(F, F | dict(bias=-.9, z=-9.)))),
                   ("B", dict(forecasts=(F | dict(bias=5., z=2.),))), ("C", dict(forecasts=(F | dict(bias=1.5, z=4.),))), ("C", dict(forecasts=(F | dict(bias=1.5, z=None),))),
                   ("D", dict(forecasts=(F, F | dict(bias=-2.5, z=-4.))))],
@@ -412,6 +414,15 @@ def test_a_contradicted_law_gives_no_loss_beyond_its_runs():
     assert "loss" not in inside.refusals and inside.loss
     small = compute_optimal(fit, 1e19, isoflop=iso, held_out=held(3, 10, off=.008, ratio=1.))
     assert "loss" not in small.refusals and letter(small, "hold-out") in "BC", "under 1 % is said, not refused"
+
+
+def test_a_run_within_the_budgets_is_named_and_not_judged():
+    fit, iso = sound()
+    low = compute_optimal(fit, 1e19, isoflop=iso, held_out=held(.3, 10, off=np.array([.05, 0.])))
+    says = next(c.says for c in low.criteria if c.name == "hold-out")
+    assert letter(low, "hold-out") == "A" and says.startswith("1 of 1 inside the band") and says.endswith("within the budgets measured, and not judged: 3.0e17 (0.3x).") and len(low.held_out) == 2
+    only = compute_optimal(fit, 1e19, isoflop=iso, held_out=held(.3, off=.05))
+    assert "loss" not in only.refusals and letter(only, "hold-out") == "B" and "not judged: 3.0e17" in str(only)
 
 
 def test_a_floor_on_its_bound_gives_no_loss_far_out():

@@ -15,7 +15,7 @@ from scaling_nb.allocation import NoAnswer, compute_optimal
 from scaling_nb.choices import Choice, choose, inference_optimal, overtraining_frame
 from scaling_nb.fitting import fit_law
 from scaling_nb.isoflop import fit_isoflop
-from scaling_nb.laws import ChinchillaLaw, overtrained
+from scaling_nb.laws import ChinchillaLaw, DataConstrainedLaw, overtrained
 from scaling_nb.laws import inference_optimal as serving_optimum
 
 
@@ -56,6 +56,15 @@ def test_one_held_gives_the_frontier(ln_C, one):
     ch = choose(TRUTH, **{one: point[one]})
     assert values(ch) == pytest.approx([point[k] for k in POINT], rel=1e-8) and ch.regret == pytest.approx(0, abs=1e-9) and ch.serving == pytest.approx(1)
     assert ch.intervals == {} and ch.extrapolation is None
+
+
+@pytest.mark.parametrize("one", [dict(N=1e12), dict(D=1e12), dict(N=1e300), dict(D=1e300)])
+def test_a_size_that_no_budget_is_split_best_at_is_refused(one):
+    scarce = DataConstrainedLaw(1.69, 406.4, 410.7, .34, .28, unique=1e9)  # 1e12 tokens are a thousand epochs: there the loss no longer falls
+    with pytest.raises(NoAnswer, match="No budget is split best at") as e: choose(scarce, **one)
+    assert e.value.refusal.kind == "no_optimum"
+    reached = choose(scarce, **{k: v / 50 if k == "D" else v / 1e3 for k, v in one.items()}) if max(one.values()) < 1e100 else None
+    assert reached is None or reached.regret < 1e-3
 
 
 def test_one_held_agrees_with_compute_optimal():

@@ -144,6 +144,7 @@ def test_the_default_budgets_are_half_decades_of_what_both_have():
     (lambda: compare(*PAIR, budgets=[-1]), "positive, finite"),
     (lambda: compare(*PAIR, budgets=[]), "positive, finite"),
     (lambda: compare(*PAIR, reach=(1e21, 1e19)), "low < high"),
+    (lambda: compare(PAIR[0], sweep(NEW, 2, budgets=BUDGETS*1e6)), "must share budgets.*'a' 1.0e18 to 1.0e20 and 'b' 1.0e24 to 1.0e26 were measured"),
     (lambda: compare(*PAIR, unit="bits_per_byte"), "bytes_per_token"),
     (lambda: compare(PAIR[0], study(None)), "no run has finished"),
     (lambda: compare(PAIR[0], sweep(NEW, 2, form="coupled")), "'b'.*CoupledLaw"),

@@ -137,6 +137,7 @@ def test_bad_arguments_are_refused():
         with pytest.raises(ValueError, match="target"): predict_width(TRUTH, N, D, target)
     with pytest.raises(ValueError, match="bad"): simulate(TRUTH, N, D, 1e20, bad=1)
     with pytest.raises(ValueError, match="n=0"): simulate(TRUTH, N, D, 1e20, n=0)
+    with pytest.raises(ValueError, match="at least 2.*n=1"): simulate(TRUTH, N, D, 1e20, n=1)
     with pytest.raises(ValueError, match="row 3"): predict_width(TRUTH, np.where(np.arange(len(N)) == 3, np.nan, N), D, 1e20)
     lost = fit_law(np.geomspace(1e7, 1e9, 12), 20 * np.geomspace(1e7, 1e9, 12), np.linspace(3, 2, 12))
     with pytest.raises(ValueError, match="no law to plan with"): predict_width(lost, N, D, 1e20)
@@ -376,12 +377,13 @@ def test_flat_valleys_have_a_side_closed_ones_none_and_limits_hold():
 
 # what it saves
 
-@pytest.mark.parametrize("name", ["Chinchilla", "steep in N", "coupled .9"])
-def test_half_the_flops_of_the_wide_grid_give_its_width_and_the_truth_is_held(name):
-    b = bench()
-    wide, _, _ = b.trials(b.gridded(8), b.LAWS[name], 1e19, 8, fall=.25)
-    ours, held, _ = b.trials(b.hybrid, b.LAWS[name], 5e18, 8, fall=.25)
-    assert ours < wide and held >= .7
+def test_half_the_flops_of_the_wide_grid_give_about_its_width_and_the_truth_is_held():
+    b, held, ratio = bench(), [], []
+    for name in ("Chinchilla", "steep in N", "coupled .9"):
+        wide, _, _ = b.trials(b.gridded(8), b.LAWS[name], 1e19, 40, fall=.25)
+        ours, share, _ = b.trials(b.hybrid, b.LAWS[name], 5e18, 20, fall=.25)
+        held, ratio = held + [share], ratio + [ours / wide]
+    assert np.prod(ratio) ** (1 / 3) < 1.1 and np.mean(held) >= .85  # 51 of 60: intervals that hold three times in four get there once in twenty
 
 
 def test_on_a_real_table_the_chosen_runs_cost_half_of_random_ones():

@@ -158,6 +158,32 @@ def test_runs_off_budgets_are_cut_into_bins():
     assert frame.used.unique().tolist() == [3, 4, 5] and frame.groupby("used").n.sum().tolist() == [30, 20, 10]
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_single_runs_between_budgets_are_fitted_and_no_budgets(planned):
+    N, D, L, C = sweep(K=4, M=7, sigma=.003)
+    more = C[0] * np.array([1.6, 2.0, 2.0, 2.5, 5.1, 17., 20., 40., 40 * 10 ** -1.6])  # one of them below all budgets
+    n = TRUTH.optimum(more)[0] * np.geomspace(.5, 2, 9)
+    d = more / (6 * n)
+    N2, D2, C2 = np.r_[N, n], np.r_[D, d], np.r_[C, more]
+    L2 = np.r_[L, TRUTH.loss(n, d) * np.exp(.001 * np.random.default_rng(5).standard_normal(9))]
+    kw = [dict(budget=np.r_[C, more]) if planned else {}, dict(budget=C) if planned else {}]
+    fit, grid = fit_law(N2, D2, L2, C=C2, **kw[0]), fit_law(N, D, L, C=C, **kw[1])
+    one, other = leave_future_out(fit), leave_future_out(grid)
+    assert one[["used", "n"]].equals(other[["used", "n"]]) and np.allclose(one[["top", "budget"]], other[["top", "budget"]]) and list(one.light) == list(other.light)
+    part = fit_law(*(v[C2 <= C.max() / 3] for v in (N2, D2, L2)), delta=fit.delta).law  # all that lies up to the third budget, and nothing beyond
+    assert one.bias[0] == pytest.approx(100 * np.expm1(np.log(part.loss(N[21:], D[21:])) - np.log(L[21:])).mean(), abs=1e-4)
+    line, alone = (agreement(f, 1e19, forms=False).set_index("method").loc["IsoFLOP line"] for f in (fit, grid))
+    assert line.N == pytest.approx(alone.N, rel=1e-2) and line.reason == alone.reason
+    letters = [{c.name: c.grade for c in f.optimum(1e19, interval=None).criteria} for f in (fit, grid)]
+    assert [v["forecasts"] for v in letters] == ["A"] * 2 and letters[0]["agreement"] == letters[1]["agreement"]
+
+
+def test_budgets_planned_a_hair_apart_are_one():
+    N, D, L, C = sweep(K=4, M=8, sigma=.003)
+    fit = fit_law(N, D, L, C=C, budget=C * np.where(np.arange(len(C)) % 2, 1.0005, 1.))
+    assert leave_future_out(fit).n.tolist() == [8] and agreement(fit, 1e19, forms=False).set_index("method").reason["IsoFLOP line"] == ""
+
+
 def test_order_does_not_matter():
     N, D, L, _ = sweep(seed=3)
     order = np.random.default_rng(0).permutation(len(N))

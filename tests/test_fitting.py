@@ -329,6 +329,23 @@ def test_a_lost_run_is_refused_or_left_out_aloud(value):
     assert again.excluded == fit.excluded and again.law == fit.law
 
 
+def test_held_out_rows_of_a_frame_are_left_out_aloud():
+    N, D, L, C = sweep(sigma=.003)
+    grid = pd.DataFrame(dict(N=N, D=D, C=C, loss=L, role="grid"))
+    late = pd.DataFrame(dict(N=[1e9, 2e9], D=[1e10, 2e10], C=[6e19, 2.4e20], loss=[9., math.nan], role="hold-out"))  # a loss that no fit could miss, and none yet
+    frame = pd.concat([grid[:3], late, grid[3:]], ignore_index=True)
+    for fit_of in (fit_law, fit_isoflop):
+        fit, own = fit_of(frame), fit_of(grid)
+        assert fit.excluded == ((3, "held out"), (4, "held out")) and "35 used, 2 held out: rows 3, 4" in fit.message and own.excluded == () and fit.C.max() < 2e18
+        assert fit.a == own.a if fit_of is fit_isoflop else (fit.law == own.law and fit.rows.tolist() == [0, 1, 2, *range(5, 37)])
+    answer = fit_law(frame).optimum(1e19)
+    assert answer.runs["excluded"] == () and next(c for c in answer.criteria if c.name == "runs").grade == "A", "held out is not lost"
+    assert not any("dropped" in s for s in fit_law(frame).doubts())
+    frame.loc[7, "loss"] = math.inf
+    both = fit_law(frame, nan_policy="omit")
+    assert both.excluded == ((3, "held out"), (4, "held out"), (7, "loss is inf")) and "34 used, 1 dropped: row 7. 34 used, 2 held out" in both.message
+
+
 @pytest.mark.parametrize("column, value", [("L", 0.), ("L", -1.), ("N", 0.), ("D", -5.), ("N", np.nan), ("D", np.inf)])
 def test_impossible_rows_are_always_refused(column, value):
     rows = dict(zip("NDL", (v.copy() for v in sweep()[:3])))

@@ -331,3 +331,12 @@ print(round(fit_law(read_runs(sys.argv[1])).law.alpha, 6))
 """
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path/"t.csv")], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "0.34", run.stderr
+
+
+def test_a_stored_sweep_says_what_was_held_out(tmp_path):
+    s = open_storage(tmp_path)
+    for i, role in enumerate(["grid", "grid", "hold-out"]):
+        s.write_json(f"run{i}", "spec.json", dict(run_id=f"run{i}", role=role, budget=1e15, size=i, N=10**6 * (i + 1), D=10**8, C=1e15, flops_per_token=1e7, seed=0))
+    assert read_runs(tmp_path).attrs["notes"] == ("1 of these 3 runs is held out (`role`): `fit_law` and `fit_isoflop` leave them out.",)
+    s.write_json("run2", "spec.json", dict(run_id="run2", role="grid", budget=1e15, size=2, N=10**6, D=10**8, C=1e15, flops_per_token=1e7, seed=0))
+    assert read_runs(tmp_path).attrs["notes"] == ()
