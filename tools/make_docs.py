@@ -39,7 +39,7 @@ def chapters(found):
 
 def contents(found):
     "The tables of contents of the first page, which are the sidebar."
-    reference = ["api", "architecture", "choices", "contributing", "changelog", "licences"]
+    reference = ["api", "architecture", "why", "contributing", "changelog", "licences"]
     parts = [(caption, [docname(p) for p in mine]) for caption, mine in chapters(found)] + [("Reference", reference)]
     return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(names) + "\n```" for caption, names in parts if names)
 
