@@ -9,7 +9,7 @@ _NAMES = {
     "contracts": "Problem check_problem",
     "flops": "ParamCounts count_params flops_per_token measure_cost mfu transformer_flops",
     "recipes": "LrLaw Recipe Settings resolve",
-    "hardware": "HARDWARE Hardware dollars_of_flops find_hardware flops_of_dollars flops_of_hours hours_of_flops",
+    "hardware": "Hardware dollars_of_flops find_hardware flops_of_dollars flops_of_hours hours_of_flops",
     "sweep": "Constraints RunSpec SweepPlan nearest_size plan_sweep",
     "records": "RunRecord RunState Storage StorageBusy StorageError attempts_frame open_storage read_runs runs_frame",
     "training": "MockLaw Trainer train_run",
