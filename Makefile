@@ -22,11 +22,11 @@ test: $(READY)
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/ruff check .
 	$(BIN)/python tools/executed.py
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long and not docs"
 
-# Before a release: more faults, clusters and commands, one after the other
+# Before a release: more faults, clusters and commands, and the whole site, one after the other
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long or docs"
 
 docs: $(READY)
 	$(BIN)/python tools/make_docs.py
