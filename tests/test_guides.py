@@ -84,6 +84,7 @@ def test_run_on_a_cluster(tmp_path):
     assert not subprocess.run(["pgrep", "-f", "ray start .*--port=26379|ray start .*:26379"], capture_output=True, text=True, check=False).stdout, "a node of the page is left"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)

@@ -27,7 +27,8 @@ ORDER = {  # module -> what it may import of the package
     "design": {*LAW},   # above both halves: plans ask it, and it fits
     "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
     "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
-    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW}, "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW},
+    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW},
+    "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW},
     "rounds": {"contracts", "recipes", "sweep", "records", "laws", "design"},
     "jobs": {"contracts", "recipes", "records", "study", "sweep"}, "cli": set(),
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},

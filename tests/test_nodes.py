@@ -112,6 +112,7 @@ def test_a_lost_node_with_the_storage_on_it(tmp_path, cluster, node, undisturbed
     assert alike(tmp_path/"runs", undisturbed)
 
 
+@pytest.mark.long
 def test_a_node_that_freezes_and_comes_back(tmp_path, cluster, node, undisturbed):
     "Cut off, it computes nothing we hear of: its run begins again elsewhere, and what the thawed one still writes is refused."
     frozen = node()
