@@ -340,7 +340,7 @@ def _quiet():
 
 def _check_recipes(plan: SweepPlan, recipe):
     "Raise for recipes of single runs where other runs will follow."
-    if plan.target is None or _has_rounds(plan, recipe) or not (plan.reserve_flops or any(s.role == "hold-out" for s in plan.specs)): return
+    if not plan.grows or _has_rounds(plan, recipe): return
     raise ValueError("`recipe` must be one recipe for all runs where a plan for a target keeps FLOPs for adaptive rounds or a hold-out run, but recipes of single runs came, "
                      "and runs that the fit will choose have none among them. Give one `Recipe`, or plan with `shares=(1, 0, 0)`. Nothing was sent.")
 

@@ -20,6 +20,8 @@ from .recipes import resolve
 from .sweep import RunSpec, SweepPlan, nearest_size, why_not
 
 # %% ../nbs/10a_rounds.ipynb #10a10006
+def _flops(specs) -> float: return float(sum(s.measured_flops_per_token*s.D for s in specs))
+
 @dataclass(frozen=True)
 class Round:
     "Runs that are added to a sweep, and why."
@@ -30,7 +32,7 @@ class Round:
     spend: float | None = None   # FLOPs that the whole sweep might cost when they were chosen
 
     @property
-    def flops(self) -> float: return float(sum(s.measured_flops_per_token*s.D for s in self.specs))
+    def flops(self) -> float: return _flops(self.specs)
 
     def __repr__(self):
         runs = "\n".join(f"  size {s.size}: N {si_format(s.N)}, D {si_format(s.D)}, {sci_format(s.C)} FLOPs" + (f", seed {s.seed}" if s.seed else "") for s in self.specs)
@@ -80,7 +82,7 @@ def edge_round(
         if run and (run.size, run.budget) not in have:
             have.add((run.size, run.budget))
             specs.append(run)
-    while specs and spend is not None and Round("edge", tuple(specs), "").flops > spend: specs.remove(max(specs, key=lambda s: s.C))
+    while specs and spend is not None and _flops(specs) > spend: specs.remove(max(specs, key=lambda s: s.C))
     if not specs: return None
     budgets = sorted({s.budget for s in specs})
     where = f"budget{'s' * (len(budgets) > 1)} {', '.join(sci_format(b, 2) for b in budgets)}"
@@ -120,7 +122,7 @@ def adaptive_round(
     for p in best.itertuples():
         seen = pd.concat([frame[["size", "seed"]], pd.DataFrame([(s.size, s.seed) for s in specs], columns=["size", "seed"])])
         specs.append(_run(fit, plan, p.cost, p.C, "adaptive", _new_seed(seen, p.cost.size)))
-    while spend and specs and Round("adaptive", tuple(specs), "").flops > spend: specs.pop()
+    while spend and specs and _flops(specs) > spend: specs.pop()
     if not specs: return none
     before, after = best.sd_before.iloc[0], best.sd_after.iloc[len(specs) - 1]
     what = f"the loss at {sci_format(target, 2)} FLOPs" if criterion == "loss" else f"ln N* at {sci_format(target, 2)} FLOPs"

@@ -253,7 +253,7 @@ def _report(self,
         parts += ["<h2>The answer</h2>", f'<div class="statement">{html_rows(r for r in _rows(answer) if r[0] != "note")}</div>', "<h2>What to distrust</h2>"]
         parts.append(listed([*answer.warnings, *(self.doubts or ["Every run finished, and every budget has its minimum inside its sizes."])]))
         if law: parts += ["<h2>The law, examined</h2>", listed(self.surface.doubts(C))]
-        parts += [_held_out_html(self), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]
+        parts += [_held_out_html(self, answer), "<h2>Pictures</h2>", *self.charts(C).values(), "<h2>From budget to budget</h2>", _table(_answers(self.chinchilla_table()))]
     else: parts += [f"<p>No answer: {escape(why)}</p>", listed(self.doubts), *self.charts().values()]
     parts += ["<h2>How the runs were trained</h2>", _recipe_html(self), f"<details><summary>What it came to, run by run</summary>{_table(self.settings)}</details>"]
     roles = ", ".join(f"{n} {role}" for role, n in self.frame.role.value_counts().items())
@@ -265,15 +265,13 @@ def _report(self,
     for file, text in beside.items(): file.write_text(text, encoding="utf-8")
     return str(path)
 
-def _held_out_html(study) -> str:
+def _held_out_html(study, answer) -> str:
     "The runs that the fit did not see, predicted and measured."
     from scaling_nb.card import held_out_table
-    from html import escape
     if not (study.frame.role == "hold-out").any(): return ""
     head = "<h2>Put to the test</h2>"
     if not len(study.held_out): return f"{head}<p>Runs were planned to be held out, and none has a loss yet.</p>"
-    try: f = held_out_table(study.predict())
-    except ValueError as e: return f"{head}<p>Not judged, for no fit has an answer. {escape(str(e))}</p>"
+    f = held_out_table(answer)
     said = f"The law was fitted without {'this run' if len(f) == 1 else f'these {len(f)} runs'}. Low and high bound one run at 90 %: by chance, and should the law be slightly wrong."
     f = f.assign(inside=f.inside.map({True: "yes", False: "no"}).fillna("not known"))
     return f"{head}<p>{said}</p>" + _table(f.rename(columns=dict(loss="measured", beyond="C over largest", error="off, %")))
@@ -325,10 +323,6 @@ def _next_runs(self,
 Study.rounds, Study._basis, Study.next_runs = _rounds, _basis, _next_runs
 
 # %% ../nbs/11_study.ipynb #11b10005
-def _grows(plan) -> bool:
-    "Does anything follow the grid of this plan?"
-    return plan.target is not None and (plan.reserve_flops > 0 or any(s.role == "hold-out" for s in plan.specs))
-
 def _chosen(study) -> list:
     "The rounds of this very plan: another sum to spend has others."
     return [r for r in study.rounds if r.spend == study.plan.spend_flops]
@@ -371,9 +365,9 @@ def train_study(
     from scaling_nb.contracts import fingerprint
     from scaling_nb.scheduling import run_sweep
     _check_choice(k, None, criterion)
-    if _grows(plan) and not (recipe is None or isinstance(recipe, Recipe)):
+    if plan.grows and not (recipe is None or isinstance(recipe, Recipe)):
         raise ValueError(f"`recipe` must be one Recipe where the fit chooses further runs, but got {type(recipe).__name__}: a run to come has no recipe of its own yet.")
-    if _grows(plan) and (options.get("detached") or not options.get("wait", True)):
+    if plan.grows and (options.get("detached") or not options.get("wait", True)):
         raise ValueError("Rounds are chosen by the process that waits for the runs before them, so a plan with a target must be waited for. "
                          "`submit_study` has a job on the cluster wait; or train the plan with `run_sweep`, and add what `Study.next_runs` gives when it is done.")
     if isinstance(recipe, Recipe): plan = replace(plan, recipe=recipe)
@@ -381,7 +375,7 @@ def train_study(
     train = lambda specs: run_sweep(problem, replace(plan, specs=tuple(specs), trunks=()), recipe, storage=storage, prints=prints, **options)
     train(s for s in plan.specs if s.role != "hold-out")
     study = Study(storage, problem, plan)
-    if not _grows(plan): return study
+    if not plan.grows: return study
     if done := _chosen(study): train(s for r in done for s in r.specs)
     while (added := _choose(study.refresh(), rounds, k, criterion, said)) is not None:
         record_round(storage, study.info["recipe_id"], added)

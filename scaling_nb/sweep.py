@@ -250,6 +250,11 @@ class SweepPlan:
         return self.target/max(grid) if grid and self.target is not None else None
 
     @property
+    def grows(self) -> bool:
+        "Do runs follow that the fit of the grid will choose?"
+        return self.target is not None and (self.reserve_flops > 0 or any(s.role == "hold-out" for s in self.specs))
+
+    @property
     def separate_flops(self) -> float:
         "FLOPs of the sweep if every run were trained by itself."
         return float(sum(s.measured_flops_per_token*s.D for s in self.specs))
