@@ -252,6 +252,7 @@ class Names:
 
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)|\$[^$\n]+\$", re.S)
 _WORD = re.compile(r"^([A-Za-z_][\w.]*)(\([^<>`]*\))?$")
+_PICTURE = re.compile(r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="docs/_static/([\w.-]+)">\s*<img src="docs/_static/([\w.-]+)"([^>]*)>\s*</picture>')
 _CODE_OR_LINK = re.compile(r"```[\s\S]*?```|\$\$[\s\S]*?\$\$|\$[^$\n]+\$|\[[^\]]*\]\([^)]*\)|^#[^\n]*$|(?<!`)`[^`\n]+`(?!`)", re.M)
 
 
@@ -277,7 +278,13 @@ def prose(text, names, page, folder="nbs"):
         if s.startswith("["):
             return re.sub(r"\]\(([^)#\s]+?)\.(ipynb|md)(#[^)]*)?\)", lambda k: f"]({_place(k[1], k[2], page, folder)}{k[3] or ''})", s)
         return s
-    return _CODE_OR_LINK.sub(one, text)
+    return _CODE_OR_LINK.sub(one, _PICTURE.sub(_two_pictures, text))
+
+
+def _two_pictures(m):
+    "GitHub shows one of two pictures by the reader's setting; here the page's own switch between light and dark decides."
+    dark, light, rest = m.groups()
+    return f'<img class="only-light" src="_static/{light}"{rest}><img class="only-dark" src="_static/{dark}"{rest}>'
 
 
 def _place(stem, ext, page, folder):
