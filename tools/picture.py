@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from scaling_nb import ChinchillaLaw, compute_optimal, fit_law  # noqa: E402
 from scaling_nb.charts import chart_svg, plot_isoflop, plot_optimum  # noqa: E402
-from scaling_nb.laws import sci_format, si_format  # noqa: E402
+from scaling_nb.laws import si_format  # noqa: E402
 
 TARGET = 1e21
 INK, INKS = "#787878", dict(light="#30363d", dark="#c9d1d9")  # that of the charts, and what it becomes
@@ -33,7 +33,7 @@ def says(law, fit):
     "(the finding, what it rests on, what is seen on the left, on the right)"
     best, truth = compute_optimal(fit, TARGET), law.optimum(TARGET)[0]
     low, high = best.N_interval
-    return (f"For {sci_format(TARGET)} FLOPs: {si_format(best.N)} parameters (90 %: {si_format(low)} to {si_format(high)}); the truth is {si_format(truth)}",
+    return (f"For 1e{np.log10(TARGET):.0f} FLOPs: {si_format(best.N)} parameters (90 %: {si_format(low)} to {si_format(high)}); the truth is {si_format(truth)}",
             f"Read off {len(fit.N)} runs of a tenth of that or less, whose losses were drawn from a law that is known",
             "Each budget has a best size", "The best sizes lie on a line, which is extrapolated")
 
@@ -45,7 +45,8 @@ def picture(law, fit):
     answer = plot_optimum(fit, TARGET).hconcat[0].properties(title=alt.TitleParams(right, fontSize=12, fontWeight=500), width=330, height=230)
     at = alt.Chart(alt.Data(values=[dict(C=TARGET, N=law.optimum(TARGET)[0], says="the truth")])).encode(x="C:Q", y="N:Q")
     answer = answer + at.mark_point(shape="circle", size=190, color=TRUTH, strokeWidth=2.2, filled=False) + at.mark_text(color=TRUTH, align="right", dx=-14, fontSize=12).encode(text="says:N")
-    return alt.hconcat(seen, answer, spacing=34).resolve_scale(color="shared", shape="shared").properties(title=alt.TitleParams(title, subtitle=about, fontSize=15)).configure_legend(orient="bottom", direction="horizontal", titleOrient="left", titlePadding=12, columnPadding=14)
+    both = alt.hconcat(seen, answer, spacing=34).resolve_scale(color="shared", shape="shared").properties(title=alt.TitleParams(title, subtitle=about, fontSize=15))
+    return both.configure_legend(orient="bottom", direction="horizontal", titleOrient="left", titlePadding=12, columnPadding=14)
 
 
 def flat(spec):
