@@ -23,10 +23,11 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python tools/executed.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long and not docs"
+	$(BIN)/python -m pytest -n 0 -m docs tests/test_docs.py
 
-# Before a release: more faults, clusters and commands, and the whole site, one after the other
+# Before a release: more faults, clusters and commands, one after the other
 test-long: $(READY)
-	$(BIN)/python -m pytest -m "long or docs"
+	$(BIN)/python -m pytest -m long
 
 docs: $(READY)
 	$(BIN)/python tools/make_docs.py

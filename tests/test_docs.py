@@ -192,6 +192,13 @@ def test_code_leads_to_definitions(built):
     assert 'href="fitting.html#scaling_nb.fitting.fit_law"' in architecture and 'data-module="engine"' in architecture
 
 
+@pytest.mark.docs
+def test_every_file_that_is_not_a_page_is_ours_or_has_its_licence(built):
+    named = set(re.findall(r"`([\w.-]+)`", (ROOT / "docs" / "licences.md").read_text())) | {p.name for p in (ROOT / "docs" / "_static").iterdir()}
+    found = {re.sub(r"\.[0-9a-f]{32,}(?=\.css$)", "", p.name) for p in (built[0] / "_static").rglob("*") if p.is_file() and not p.name.endswith((".map", ".LICENSE.txt"))}
+    assert found - named == set(), "say in docs/licences.md where it comes from"
+
+
 LOOKS = [("index", "light", 1440), ("guides/fit_your_own_runs", "light", 1440), ("charts", "dark", 1440), ("fitting", "dark", 390), ("index", "light", 390), ("architecture", "light", 1440)]
 
 

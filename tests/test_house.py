@@ -192,4 +192,8 @@ def test_readme_commands_are_make_targets(target):
 def test_contributing_names_make_targets_and_files_that_are_there():
     text = (ROOT/"CONTRIBUTING.md").read_text()
     for target in re.findall(r"make ([a-z-]+)", text): assert re.search(rf"^{target}:", (ROOT/"Makefile").read_text(), re.M), target
-    for name in re.findall(r"`((?:nbs|tests|tools|benchmarks|docs|examples|scaling_nb)/[\w/.]*)`", text): assert (ROOT/name).exists(), name
+    for name in re.findall(r"`((?:nbs|tests|tools|benchmarks|docs|examples|scaling_nb)/[\w/.]*)(?:::\w+)?`", text): assert (ROOT/name).exists(), name
+    tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    for file, name in tests: assert re.search(rf"^ *(def|class) {name}\b", (ROOT/file).read_text(), re.M), f"{file} has no {name}"
+    recipes = re.split(r"^### (A \w+.*)$", text, flags=re.M)[1:]
+    for title, body in zip(recipes[::2], recipes[1::2]): assert title == "A page" or "::" in body, f"{title}: name the test that holds its contract"

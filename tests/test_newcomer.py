@@ -110,6 +110,18 @@ def test_from_an_empty_folder_to_the_answer(tmp_path):
     assert said.returncode == 0 and "usage" in said.stdout.lower()
 
 
+@pytest.mark.parametrize("ink", ["light", "dark"])
+def test_the_picture_shows_the_example_and_nothing_from_elsewhere(ink):
+    import picture
+
+    readme, drawn = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "docs" / "_static" / f"welcome-{ink}.svg").read_text(encoding="utf-8")
+    size, interval = re.search(r"N\*\s+(\S+) parameters\s+\(90 %: (.*?);", readme).groups()
+    title, about, *_ = picture.says(*picture.runs())
+    assert f"{size} parameters (90 %: {interval})" in title and title in drawn and about in drawn, "draw it again: python tools/picture.py"
+    assert f"docs/_static/welcome-{ink}.svg" in readme and len(drawn) < 80_000
+    assert set(re.findall(r"https?://[^\"<>\s]+", drawn)) == {"http://www.w3.org/2000/svg"} and not re.search(r"<(script|image|style|foreignObject)", drawn)
+
+
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(2400)
