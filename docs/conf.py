@@ -43,13 +43,21 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+_FUNCTION = re.compile(r"(<mi>(?:ln|log|exp|max|min)</mi>)(?=<m(?:i|n|text|sub|sup|subsup|mrow)>)")
+
+
+def _formula(node, **kw):
+    "A formula as MathML, with the thin space between a function and its argument."
+    return _FUNCTION.sub(r'\1<mspace width="0.17em"/>', convert(node.astext(), **kw))
+
+
 def _inline(self, node):
-    self.body.append(convert(node.astext()))
+    self.body.append(_formula(node))
     raise nodes.SkipNode
 
 
 def _block(self, node):
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="math">{_formula(node, display="block")}</div>')
     raise nodes.SkipNode
 
 

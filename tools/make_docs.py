@@ -26,8 +26,8 @@ PARTS = [("Guides", lambda p: p.parts[0] == "guides"), ("The book: runs", lambda
 
 
 def chapters(found):
-    "(caption, pages) in the order of the sidebar; guides in the order in which the first page names them."
-    first = (ROOT / "nbs" / "index.ipynb").read_text()
+    "(caption, pages) in the order of the sidebar; guides in the order in which the first page says to read them."
+    first = (ROOT / "nbs" / "index.ipynb").read_text().partition("## Read it")[2]
     named = lambda p: (first.find(str(p)) if str(p) in first else len(first), p.name)
     left = [p for p in found if str(p) != "index.ipynb"]
     for caption, belongs in PARTS:
@@ -55,7 +55,7 @@ def api(names):
         for module, page in names.modules.items():
             mine = [e for found in page.entries.values() for e in found if "." not in e.name and (e.name in top) is wanted]
             if mine:
-                lines += [f"### `{module.removeprefix('scaling_nb.')}`", f"[{page.title}](/{page.docname}.ipynb)\n\n| Name | |\n|---|---|\n" + "\n".join(row(e, page) for e in mine)]
+                lines += [f"### `{module.removeprefix('scaling_nb.')}`", f"[{page.title}](/{page.docname}.ipynb)\n\n| | |\n|---|---|\n" + "\n".join(row(e, page) for e in mine)]
     return "\n\n".join(filter(None, lines)) + "\n\nAlphabetically: {ref}`genindex`.\n"
 
 
