@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch is imported: threads of tiny models that wait for each other on busy cores cost several times the work
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])   # commands of this Python, such as `ray`, whether or not its environment is activated
 
 

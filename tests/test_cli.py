@@ -124,10 +124,12 @@ def test_submit_passes_what_it_is_asked(project, monkeypatch):
     assert [kw["rounds"] for _, kw in seen] == [5, 2, 2] and all(kw["resources"].slots == plan.slots == 3 for plan, kw in seen) and seen[2][0].dollars > 0
 
 
-def test_errors_are_one_line(project):
+def test_errors_are_one_line(project, capsys, monkeypatch):
+    "In this process, since each of another's would import torch anew; one goes through the shell."
     (project/"sub").mkdir()
     (project/"sub"/"json.py").write_text("problem = 1\n")
     some = " --budgets 1e8 --sizes 8 16 --storage s"
+    monkeypatch.chdir(project)
     for line, said in {
         "status nowhere": "There are no runs in nowhere", "fit nowhere": "A study must hold",
         "plan my_study:problem: --budgets 1": "must be named as file.py:name", "plan no.py:problem --budgets 1": "There is no file no.py",
@@ -136,9 +138,15 @@ def test_errors_are_one_line(project):
         "plan my_study:problem --budgets -1": "`budgets` must be positive", "run my_study:problem --slots 0" + some: "`slots` must be at least 1",
         "submit my_study:problem --address http://127.0.0.1:9" + some: "No Ray job server answers",
     }.items():
-        p = cli(project, *line.split())
-        assert p.returncode == 2 and p.stderr.startswith("error: ") and said in p.stderr and p.stderr.count("\n") == 1 and p.stdout == "", (line, p.stderr)
-    assert cli(project, "guess").returncode == 2
+        monkeypatch.setattr(sys, "path", [str(project), *sys.path])
+        try: status = main(line.split())
+        finally: sys.modules.pop("my_study", None)
+        out, err = capsys.readouterr()
+        assert status == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1 and out == "", (line, err)
+    p = cli(project, "status", "nowhere")
+    assert p.returncode == 2 and p.stderr.startswith("error: ") and p.stderr.count("\n") == 1 and p.stdout == ""
+    with pytest.raises(SystemExit) as e: main(["guess"])
+    assert e.value.code == 2
 
 
 def test_an_exception_in_the_users_file_keeps_its_traceback(project):

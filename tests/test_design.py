@@ -71,7 +71,7 @@ def test_the_guess_has_its_optimum_floor_and_loss_in_the_middle_of_the_runs(rati
 
 # forecasts
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ("chinchilla", "coupled") else pytest.mark.long) for n in LAWS])   # the law that fits, one that does not
 @pytest.mark.parametrize(("shape", "noise"), [((5, 7, 8), .001), ((5, 7, 8), .01), ((3, 5, 4), .003), ((5, 5, 4), .005), ((3, 6, 8), .001)], ids=str)
 def test_the_forecast_is_the_simulated_median_width(name, shape, noise):
     law = LAWS[name]
