@@ -571,7 +571,7 @@ def test_a_lean_spec_draws_the_same_picture(sound, fits, plan, sweep):
         return re.sub(r"clip\d+|view_\w+|concat_\w+", "", re.sub(r' aria-\w+="[^"]*"', "", vl_convert.vegalite_to_svg(spec, vl_version=version)))
     for chart in charts:
         spec = chart.to_dict()
-        lean = ch._lean_spec(spec)
+        lean = ch._short_names(ch._lean_spec(spec))
         painted = paint(spec, ch._vl_version())
         assert painted == paint(lean, ch._vl_version()) and len(json.dumps(lean)) < len(json.dumps(spec))
         assert painted == paint({**lean, "$schema": "https://vega.github.io/schema/vega-lite/v5.json"}, "5.8")   # what JupyterLab draws
@@ -597,6 +597,44 @@ def test_numbers_of_a_law_are_seen_small():
     chart = alt.Chart(ch._data(pd.DataFrame({"x": [.05, 500.], "y": [1., 2.]}))).mark_point().encode(ch._log(alt.X, "x", "x", [.05, 2000.]), alt.Y("y:Q"))
     svg = drawn(chart)
     assert ">0.1<" in svg and "100m" not in svg and ">1k<" in svg   # never a thousandth that reads like a million
+
+
+def contrast(ink, opacity, paper):
+    rgb = [[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in (ink, paper)]
+    mixed = [opacity * a + (1 - opacity) * b for a, b in zip(*rgb)]
+    low, high = sorted(sum(w * (v / 12.92 if v <= .04045 else ((v + .055) / 1.055) ** 2.4) for w, v in zip((.2126, .7152, .0722), c)) + .05 for c in (mixed, rgb[1]))
+    return high / low
+
+
+def test_text_has_the_ink_of_the_page_and_can_be_read_on_any(fits, sweep):
+    "No ink of its own in a page; as an image, which cannot see the page, ink and paper come together."
+    config = ch.chart_theme()["config"]
+    weakest = min(v["fillOpacity"] for v in (*config["style"].values(), config["text"]))
+    papers = [*ch._PAPERS.values(), ("#212121", "#ffffff"), ("#ffffff", "#111111")]   # and JupyterLab's, light and dark
+    assert min(contrast(ink, weakest, paper) for ink, paper in papers) > 7
+    for chart in (ch.plot_isoflop(fits[1], fits[0], sweep), ch.plot_optimum(fits[0], isoflop=fits[1])):
+        svg = drawn(chart)
+        root = ElementTree.fromstring(svg)
+        inherited = {}
+        for parent in root.iter():
+            for child in parent:
+                inherited[child] = child.get("fill") or parent.get("fill") or inherited.get(parent)
+        texts = [e for e in root.iter() if e.tag.endswith("}text")]
+        assert texts and {inherited[e] for e in texts if e.text != "×"} == {"currentColor"}   # a failed run has the colour of its budget
+        assert root.get("aria-label") == titles(chart).split(" | ")[0] and root.get("role") == "img"
+        assert re.search(r"svg:root\{color:#1f2328;background:#ffffff\}@media\(prefers-color-scheme:dark\)", svg)
+        assert ch.offline_renderer(chart.to_dict(), svg=False)["application/vnd.vegalite.v5+json"]["usermeta"]["embedOptions"]["renderer"] == "svg"   # a canvas would keep the ink it was drawn with
+
+
+def test_clipping_frames_of_two_pictures_do_not_mix(fits, sound):
+    frames = {}
+    for chart in (ch.plot_isoflop(fits[1], fits[0]), ch.plot_residuals(sound), ch.plot_optimum(sound)):
+        root = ElementTree.fromstring(drawn(chart))
+        clips = {e.get("id"): [dict(c.attrib) for c in e] for e in root.iter() if e.tag.endswith("}clipPath")}
+        used = {e.get("clip-path")[5:-1] for e in root.iter() if e.get("clip-path")}
+        assert used and used <= set(clips) and len(clips) <= 4
+        for name, shape in clips.items():
+            assert frames.setdefault(name, shape) == shape
 
 
 # ---------------------------------------------------------------- shown with no internet
