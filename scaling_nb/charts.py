@@ -58,7 +58,7 @@ def log_ticks(
     return ticks[::math.ceil(len(ticks) / n)]
 
 # %% ../nbs/09_charts.ipynb #94265031
-_ANCHORS = ("#455cee", "#826dc3", "#b27399", "#e17267", "#d69803")
+_ANCHORS = ("#3b5dfc", "#a97cbf", "#8e4c7a", "#c83828", "#ee6e0e")
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 
 
@@ -96,7 +96,8 @@ def chart_theme() -> alt.theme.ThemeConfig:
 
 # %% ../nbs/09_charts.ipynb #024ba2fa
 _SVG = "http://www.w3.org/2000/svg"
-_SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "font-style", "text-anchor", "stroke-linejoin")   # what children inherit
+_SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "stroke-linejoin", "font-family", "font-size", "font-weight", "font-style",
+           "text-anchor")   # what children inherit
 _NOTHING = {("opacity", "1"), ("transform", "translate(0,0)"), ("x2", "0"), ("y2", "0")}   # said by default
 _SHORT = functools.partial(re.compile(r"\d+\.\d{2,}").sub, lambda v: f"{float(v[0]):.1f}".removesuffix(".0"))   # a tenth of a pixel
 ElementTree.register_namespace("", _SVG)
@@ -123,7 +124,7 @@ def _lean_svg(node) -> bool:
     painted = node.tag != f"{{{_SVG}}}path" or bool(node.get("d") and (node.get("fill") or node.get("stroke")))
     return painted and node.get("opacity") != "0"
 
-# %% ../nbs/09_charts.ipynb #5e6678c6
+# %% ../nbs/09_charts.ipynb #d11e6d46
 def _lean_clips(svg) -> None:
     "Name clipping frames by their shape: equal ones are one, and pictures on one page do not mix them up."
     defs, names = svg.find(f"{{{_SVG}}}defs"), {}
@@ -156,7 +157,7 @@ def _once(channel, encoding, said):
     "An encoding without what has been said of this channel."
     return {k: v for k, v in encoding.items() if k not in ("title", "axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
 
-# %% ../nbs/09_charts.ipynb #5cf47760
+# %% ../nbs/09_charts.ipynb #a52a3d31
 def _short_names(spec) -> dict:
     "A spec whose inline data are called d0, d1, ... and not by a hash, wherever a layer names them."
     names = {name: f"d{i}" for i, name in enumerate(spec.get("datasets", {}))}
