@@ -124,7 +124,7 @@ def _lean_svg(node) -> bool:
     painted = node.tag != f"{{{_SVG}}}path" or bool(node.get("d") and (node.get("fill") or node.get("stroke")))
     return painted and node.get("opacity") != "0"
 
-# %% ../nbs/09_charts.ipynb #d11e6d46
+# %% ../nbs/09_charts.ipynb #f519c0dc
 def _lean_clips(svg) -> None:
     "Name clipping frames by their shape: equal ones are one, and pictures on one page do not mix them up."
     defs, names = svg.find(f"{{{_SVG}}}defs"), {}
@@ -157,7 +157,7 @@ def _once(channel, encoding, said):
     "An encoding without what has been said of this channel."
     return {k: v for k, v in encoding.items() if k not in ("title", "axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
 
-# %% ../nbs/09_charts.ipynb #a52a3d31
+# %% ../nbs/09_charts.ipynb #76d8145b
 def _short_names(spec) -> dict:
     "A spec whose inline data are called d0, d1, ... and not by a hash, wherever a layer names them."
     names = {name: f"d{i}" for i, name in enumerate(spec.get("datasets", {}))}
@@ -421,10 +421,11 @@ _RUN_COLUMNS = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "
 
 
 def run_points(
-    runs,           # Runs frame, or anything with .frame(); needs N and loss, and one of budget and C
+    runs,           # Runs frame, or what has one as its `frame`: a Sweep, a Study, a RunView; needs N and loss, and one of budget and C
 ) -> pd.DataFrame:  # The known columns, sorted by budget and N
     "The runs as a chart takes them: a run without a loss keeps its row."
-    frame = runs.frame() if callable(getattr(runs, "frame", None)) else runs
+    frame = runs if isinstance(runs, pd.DataFrame) else getattr(runs, "frame", runs)
+    frame = frame() if callable(frame) else frame
     if missing := [c for c in ("N", "loss") if c not in frame]:
         raise ValueError(f"`runs` must have the columns N and loss, but {missing} are missing; it has {list(frame.columns)}. Rename yours.")
     frame = frame[[c for c in _RUN_COLUMNS if c in frame]].copy()
@@ -445,7 +446,7 @@ def _failed_layer(frame, x, top, color, names):
 
 # %% ../nbs/09_charts.ipynb #173023d4
 def plot_runs(
-    runs,  # Runs frame, or anything with .frame()
+    runs,  # Runs frame, or what has one as its `frame`: a Sweep, a Study, a RunView
 ) -> alt.LayerChart:
     "Held-out loss against N, a line a budget; failed runs as crosses on the upper edge."
     frame = run_points(runs)
@@ -880,7 +881,7 @@ def plot_loss(
     panel = _against_compute(frame, "loss", "held-out loss, nats/token", False, dy)
     x = _log(alt.X, "C", "C, FLOPs", [frame.C.min() / 1.35, frame.C.max() * 1.12], flops=True)
     y = alt.Y("loss:Q", title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False))
-    points = alt.Chart(_data(told)).mark_point(filled=True, size=45).encode(x, y, color, shape, tooltip=tips, opacity=_faded(pick, .75)).add_params(pick)
+    points = alt.Chart(_data(told)).mark_point(filled=True, size=45).encode(x, y, color, shape, tooltip=tips, opacity=_faded(pick, .9)).add_params(pick)
     layers = [*panel.layer, points]
     if seen:
         line = alt.Chart(alt.Data(values=[{"floor": floor, "says": f"floor of the fit, {floor:.3g}"}]))

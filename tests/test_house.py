@@ -18,7 +18,8 @@ RUNNING = {"contracts", "flops", "recipes", "hardware", "sweep", "records", "tra
 LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "allocation", "choices", "comparison"}
 ORDER = {  # module -> what it may import of the package
     "showing": set(),
-    "contracts": {"showing"}, "flops": {"contracts", "showing"}, "recipes": {"contracts", "showing"}, "hardware": {"showing"}, "sweep": {"contracts", "flops", "recipes", "hardware", "showing"}, "records": {"contracts", "flops", "sweep", "showing"},
+    "contracts": {"showing"}, "flops": {"contracts", "showing"}, "recipes": {"contracts", "showing"}, "hardware": {"showing"}, "sweep": {"contracts", "flops", "recipes", "hardware", "showing"},
+    "records": {"contracts", "flops", "sweep", "showing"},
     "training": {"contracts", "flops", "recipes", "sweep", "records", "showing"}, "parallel": {"contracts", "records", "training"},
     "cluster": {"showing"}, "decisions": {"showing"}, "scheduling": {"contracts", "cluster", "decisions", "recipes", "sweep", "records", "showing"},
     "laws": {"showing"}, "engine": set(), "fitting": {"laws", "engine", "showing"}, "isoflop": {"laws", "fitting", "showing"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
