@@ -102,7 +102,52 @@ _NOTHING = {("opacity", "1"), ("transform", "translate(0,0)"), ("x2", "0"), ("y2
 _SHORT = functools.partial(re.compile(r"\d+\.\d{2,}").sub, lambda v: f"{float(v[0]):.1f}".removesuffix(".0"))   # a tenth of a pixel
 ElementTree.register_namespace("", _SVG)
 
+# %% ../nbs/09_charts.ipynb #268c72ce
+_STEP = re.compile(r"([MLHVAZhvz])([^A-Za-z]*)")
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
 
+
+def _moved(mark) -> str:
+    "The path of a mark, from where its transform puts it; None where that is more than a shift."
+    at = re.fullmatch(r"translate\((-?[\d.]+),(-?[\d.]+)\)", mark.get("transform", "translate(0,0)"))
+    if not at:
+        return None
+    if mark.tag == f"{{{_SVG}}}line":
+        return _SHORT(f"M{at[1]},{at[2]}l{mark.get('x2', '0')},{mark.get('y2', '0')}")
+    path, now = f"M{at[1]},{at[2]}", (0., 0.)
+    for step, text in _STEP.findall(mark.get("d", "")):
+        v = [float(n) for n in _NUMBER.findall(text)]
+        if step in "ML" and len(v) == 2 or step == "A" and len(v) == 7:
+            end = tuple(v[-2:])
+            path += step.lower() + ",".join([*(f"{n:g}" for n in v[:-2]), *(_SHORT(f"{e - n:.4f}") for e, n in zip(end, now))])
+            now = end
+        elif step in "hv" and len(v) == 1:
+            path, now = path + f"{step}{v[0]:g}", (now[0] + v[0] * (step == "h"), now[1] + v[0] * (step == "v"))
+        elif step in "Zz":
+            path += "z"
+        else:
+            return None
+    return path
+
+
+def _join_marks(group) -> None:
+    "Make one path of neighbours that differ in nothing but their place."
+    out, last = [], None
+    for mark in group:
+        line = mark.tag == f"{{{_SVG}}}line"
+        style = {k: v for k, v in mark.attrib.items() if k not in ("transform", "d", "x2", "y2")}
+        joins = (line or mark.tag == f"{{{_SVG}}}path" and "transform" in mark.attrib and not any("opacity" in k for k in style)) and (path := _moved(mark))
+        if joins and last is not None and last[1] == (line, style):
+            last[0].set("d", last[0].get("d") + path)
+        elif joins:
+            out.append(ElementTree.Element(f"{{{_SVG}}}path", {**style, "d": path}))
+            last = out[-1], (line, style)
+        else:
+            out.append(mark)
+            last = None
+    group[:] = out
+
+# %% ../nbs/09_charts.ipynb #5650cc3d
 def _lean_svg(node) -> bool:
     "Shorten an SVG in place, without a change that can be seen; False for an element that draws nothing."
     if node.tag == f"{{{_SVG}}}defs":
@@ -114,6 +159,7 @@ def _lean_svg(node) -> bool:
             node.attrib[name] = _SHORT(value)
     node[:] = [kept for child in node if _lean_svg(child) for kept in ([child] if child.attrib or child.tag != f"{{{_SVG}}}g" else child)]   # a group that says nothing makes room for its children
     if node.tag == f"{{{_SVG}}}g":
+        _join_marks(node)
         for name in _SHARED:
             values = {child.get(name) for child in node}
             if len(values) == 1 and None not in values and name not in node.attrib:

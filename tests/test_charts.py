@@ -130,7 +130,7 @@ def test_long_frames_travel_as_csv_and_come_back():
     assert data["format"]["parse"] == {"a": "number", "says": "string", "ok": "boolean", "gap": "number"}
     chart = alt.Chart(ch._data(frame)).mark_point().encode(x="a:Q", y="gap:Q", tooltip=["says:N", "ok:N"]).transform_filter("datum.ok")
     svg = drawn(chart)
-    assert len(re.findall(r"<path transform", svg)) == 10
+    assert len(re.findall(r"<path transform", svg)) == 10   # see-through, as points are: they stay apart
 
 
 # ---------------------------------------------------------------- frames
@@ -583,14 +583,23 @@ def test_a_lean_svg_loses_bytes_and_no_mark(fits, sound):
     for chart in (ch.plot_isoflop(fits[1], fits[0]), ch.plot_residuals(sound, against=("N", "C")), ch.plot_regret(sound)):
         raw = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=ch._vl_version())
         lean = ch.chart_svg(chart.to_dict())
-        assert len(lean) < .5 * len(raw) and "ns0:" not in lean and lean.startswith("<svg ")
+        assert len(lean) < .4 * len(raw) and "ns0:" not in lean and lean.startswith("<svg ")
         root = ElementTree.fromstring(lean)
         inked = [e for e in ElementTree.fromstring(raw).iter() if e.get("opacity") != "0" and (not e.tag.endswith("path") or e.get("d") and (e.get("fill") or e.get("stroke")))]
-        for tag in ("path", "line", "text"):
-            mine, theirs = ([e for e in elements if e.tag.endswith("}" + tag)] for elements in (root.iter(), inked))
-            assert len(mine) == len(theirs) and [e.text for e in mine] == [e.text for e in theirs]
+        parts = lambda elements: sum(e.get("d").count("M") if e.tag.endswith("}path") else e.tag.endswith("}line") for e in elements)   # several marks may have become one path
+        assert parts(e for e in root.iter() if e.tag.endswith(("}path", "}line"))) == parts(e for e in inked if e.tag.endswith(("}path", "}line")))
+        assert [e.text for e in root.iter() if e.tag.endswith("}text")] == [e.text for e in inked if e.tag.endswith("}text")]
         assert all(len(n.split(".")[1]) == 1 for e in root.iter() for n in re.findall(r"\d+\.\d+", e.get("d", "") + e.get("transform", "")))
 
+
+
+def test_joined_marks_lie_where_they_lay():
+    group = ElementTree.fromstring(f'<g xmlns="{ch._SVG}"><path transform="translate(10,20)" d="M3,0A3,3,0,1,1,-3,0A3,3,0,1,1,3,0" fill="red"/>'
+                                   '<path transform="translate(5,6.5)" d="M-2,-2h4v4h-4Z" fill="red"/>'
+                                   '<path transform="translate(7,8)" d="M0,-4L-3,4L3,4Z" fill="red" opacity="0.5"/><path transform="translate(1,2) rotate(3)" d="M0,0L1,1" fill="red"/>'
+                                   '<line transform="translate(4,0)" y2="9" stroke="blue"/><line transform="translate(8,0)" y2="9" stroke="blue"/></g>')
+    ch._join_marks(group)
+    assert [e.get("d") for e in group] == ["M10,20m3,0a3,3,0,1,1,-6,0a3,3,0,1,1,6,0M5,6.5m-2,-2h4v4h-4z", "M0,-4L-3,4L3,4Z", "M0,0L1,1", "M4,0l0,9M8,0l0,9"]
 
 
 def test_numbers_of_a_law_are_seen_small():
