@@ -103,13 +103,21 @@ def test_colours_can_be_told_apart():
              "deutan": np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.01182, .04294, .968881]]),
              "protan": np.array([[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]]),
              "tritan": np.array([[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .3039]])}
-    colors = ch.budget_colors(5)
-    for c in [*colors, ch._ANSWER]:
-        assert 1.05 / (luminance(c) + .05) >= 2.4 and (luminance(c) + .05) / (luminance("#111111") + .05) >= 3.5
-    for matrix in blind.values():
-        points = [lab(matrix @ linear(c)) for c in colors]
-        assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]) > .06
+    for n, least in ((3, .2), (4, .13), (5, .11), (6, .08), (7, .065)):
+        colors = ch.budget_colors(n)
+        for c in [*colors, ch._ANSWER]:
+            assert 1.05 / (luminance(c) + .05) >= 3 and (luminance(c) + .05) / (luminance("#111111") + .05) >= 3
+        for matrix in blind.values():
+            points = [lab(matrix @ linear(c)) for c in colors]
+            assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]) > least
     assert ch.budget_colors(1) == [ch._ANCHORS[0]] and len(set(ch.budget_colors(12))) == 12
+
+
+def test_every_picture_has_its_frame():
+    "Drawn is what a frame holds: by name, but where the numbers have an older one."
+    older = dict(runs=ch.run_points, optimum=ch.optimum_path, comparison=None)   # a Comparison is its own frame
+    plots = [n.removeprefix("plot_") for n in vars(ch) if n.startswith("plot_")]
+    assert len(plots) >= 14 and all(n in older or callable(getattr(ch, f"{n}_frame")) for n in plots)
 
 
 def test_ticks_are_few_round_and_inside():
