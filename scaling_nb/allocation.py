@@ -17,10 +17,11 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from .doubts import _OTHER_FORM, _refitted, leave_future_out
-from .fitting import HELD_OUT, MOCK, FitStatus, _positive, html_rows
+from .fitting import HELD_OUT, MOCK, FitStatus, _positive
 from .intervals import _AMPLITUDES, _discrepancies, _gradient, _predict, _runs_of, _sandwich, bootstrap_fit, fit_intervals, inflation, stretched_interval
 from .isoflop import IsoFlopFit
 from .laws import ChinchillaLaw, DataConstrainedLaw, sci_format, si_format
+from .showing import Shown, html_rows
 from .yardsticks import _parabola_noise, _robust_variance, _second_opinion, pure_error, regret_band, surface_misfit
 
 # %% ../nbs/08_allocation.ipynb #a1a00002
@@ -34,8 +35,8 @@ REFUSALS = dict(
     below_floor="the loss lies below what the floor of the law may be",
     no_law="the question needs a law of N and D that describes the runs")
 
-@dataclass(frozen=True)
-class Refusal:
+@dataclass(frozen=True, repr=False)
+class Refusal(Shown):
     "A number that is not given, because it would be a guess"
     kind: str    # One of REFUSALS
     reason: str  # A sentence, with the numbers
@@ -154,8 +155,8 @@ def _frozen(v):
 # %% ../nbs/08_allocation.ipynb #a1a00005
 GRADES = dict(A="every check was made and passed", B="sound, with a caveat to read first", C="a fair guess: make the checks below before spending much", D="do not spend on this")
 
-@dataclass(frozen=True)
-class Criterion:
+@dataclass(frozen=True, repr=False)
+class Criterion(Shown):
     "One thing that was checked"
     name: str
     grade: str  # "A" to "D"

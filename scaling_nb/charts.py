@@ -58,7 +58,7 @@ def log_ticks(
     return ticks[::math.ceil(len(ticks) / n)]
 
 # %% ../nbs/09_charts.ipynb #94265031
-_ANCHORS = ("#455cee", "#826dc3", "#b27399", "#e17267", "#d69803")
+_ANCHORS = ("#3b5dfc", "#a97cbf", "#8e4c7a", "#c83828", "#ee6e0e")
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 
 
@@ -72,44 +72,94 @@ def budget_colors(
     return ["#" + "".join(f"{int(round(v)):02x}" for v in c) for c in rgb]
 
 # %% ../nbs/09_charts.ipynb #24d126fc
-_INK = "#787878"
+_INK = "currentColor"
+_SHADE = .07   # of the ink, over what is extrapolated and behind what is within noise
 _FONT = "system-ui, sans-serif"
+_PAPERS = {"light": ("#1f2328", "#ffffff"), "dark": ("#e6e9ed", "#111111")}   # ink and paper of a picture that stands alone
 
 
 @alt.theme.register("scaling_nb", enable=False)
 def chart_theme() -> alt.theme.ThemeConfig:
-    "The look of every chart here: transparent, mid-grey, legible on white and on black."
+    "The look of every chart here: the ink of the page it stands on, on no paper of its own."
+    label = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500, "labelColor": _INK, "titleColor": _INK}
     return alt.theme.ThemeConfig({"config": {
         "background": "transparent", "font": _FONT,
         "view": {"stroke": None, "continuousWidth": 460, "continuousHeight": 300},
+        "style": {"guide-label": {"fillOpacity": .78}, "guide-title": {"fillOpacity": .9}, "group-subtitle": {"fillOpacity": .78}},
         "title": {"anchor": "start", "frame": "group", "fontSize": 14, "fontWeight": 600, "color": _INK, "offset": 12,
                   "subtitleColor": _INK, "subtitleFontSize": 12, "subtitlePadding": 5, "subtitleLineHeight": 16},
-        "axis": {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500, "titlePadding": 8,
-                 "grid": True, "gridColor": _INK, "gridOpacity": .18, "domainColor": _INK, "domainOpacity": .6, "tickColor": _INK, "tickOpacity": .6,
+        "axis": {**label, "titlePadding": 8, "grid": True, "gridColor": _INK, "gridOpacity": .12, "domainColor": _INK, "domainOpacity": .5, "tickColor": _INK, "tickOpacity": .5,
                  "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6},
-        "legend": {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500, "symbolStrokeWidth": 2},
-        "header": {"labelColor": _INK, "titleColor": _INK}, "text": {"color": _INK, "fontSize": 11}, "rule": {"color": _INK},
+        "legend": {**label, "symbolStrokeWidth": 2},
+        "header": {"labelColor": _INK, "titleColor": _INK}, "text": {"color": _INK, "fontSize": 11, "fillOpacity": .78}, "rule": {"color": _INK, "opacity": .7},
         "line": {"strokeCap": "round", "strokeJoin": "round"}}})
 
 # %% ../nbs/09_charts.ipynb #024ba2fa
 _SVG = "http://www.w3.org/2000/svg"
-_SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "font-style", "text-anchor")   # what children inherit
+_SHARED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "stroke-linejoin", "font-family", "font-size", "font-weight", "font-style",
+           "text-anchor")   # what children inherit
+_NOTHING = {("opacity", "1"), ("transform", "translate(0,0)"), ("x2", "0"), ("y2", "0")}   # said by default
 _SHORT = functools.partial(re.compile(r"\d+\.\d{2,}").sub, lambda v: f"{float(v[0]):.1f}".removesuffix(".0"))   # a tenth of a pixel
 ElementTree.register_namespace("", _SVG)
 
+# %% ../nbs/09_charts.ipynb #268c72ce
+_STEP = re.compile(r"([MLHVAZhvz])([^A-Za-z]*)")
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
 
+
+def _moved(mark) -> str:
+    "The path of a mark, from where its transform puts it; None where that is more than a shift."
+    at = re.fullmatch(r"translate\((-?[\d.]+),(-?[\d.]+)\)", mark.get("transform", "translate(0,0)"))
+    if not at:
+        return None
+    if mark.tag == f"{{{_SVG}}}line":
+        return _SHORT(f"M{at[1]},{at[2]}l{mark.get('x2', '0')},{mark.get('y2', '0')}")
+    path, now = f"M{at[1]},{at[2]}", (0., 0.)
+    for step, text in _STEP.findall(mark.get("d", "")):
+        v = [float(n) for n in _NUMBER.findall(text)]
+        if step in "ML" and len(v) == 2 or step == "A" and len(v) == 7:
+            end = tuple(v[-2:])
+            path += step.lower() + ",".join([*(f"{n:g}" for n in v[:-2]), *(_SHORT(f"{e - n:.4f}") for e, n in zip(end, now))])
+            now = end
+        elif step in "hv" and len(v) == 1:
+            path, now = path + f"{step}{v[0]:g}", (now[0] + v[0] * (step == "h"), now[1] + v[0] * (step == "v"))
+        elif step in "Zz":
+            path += "z"
+        else:
+            return None
+    return path
+
+
+def _join_marks(group) -> None:
+    "Make one path of neighbours that differ in nothing but their place."
+    out, last = [], None
+    for mark in group:
+        line = mark.tag == f"{{{_SVG}}}line"
+        style = {k: v for k, v in mark.attrib.items() if k not in ("transform", "d", "x2", "y2")}
+        joins = (line or mark.tag == f"{{{_SVG}}}path" and "transform" in mark.attrib and not any("opacity" in k for k in style)) and (path := _moved(mark))
+        if joins and last is not None and last[1] == (line, style):
+            last[0].set("d", last[0].get("d") + path)
+        elif joins:
+            out.append(ElementTree.Element(f"{{{_SVG}}}path", {**style, "d": path}))
+            last = out[-1], (line, style)
+        else:
+            out.append(mark)
+            last = None
+    group[:] = out
+
+# %% ../nbs/09_charts.ipynb #5650cc3d
 def _lean_svg(node) -> bool:
     "Shorten an SVG in place, without a change that can be seen; False for an element that draws nothing."
     if node.tag == f"{{{_SVG}}}defs":
         return True
     for name, value in list(node.attrib.items()):
-        if name.startswith("aria-") or name in ("role", "pointer-events") or (name, value) == ("opacity", "1") or name == "class" and not re.search("title-text|^marks$", value):
+        if name.startswith("aria-") or name in ("role", "pointer-events") or (name, value) in _NOTHING or name == "class" and not re.search("title-text|^marks$", value):
             del node.attrib[name]
         elif name in ("d", "transform", "x", "y", "x1", "y1", "x2", "y2", "width", "height"):
             node.attrib[name] = _SHORT(value)
-    for child in [c for c in node if not _lean_svg(c)]:
-        node.remove(child)
+    node[:] = [kept for child in node if _lean_svg(child) for kept in ([child] if child.attrib or child.tag != f"{{{_SVG}}}g" else child)]   # a group that says nothing makes room for its children
     if node.tag == f"{{{_SVG}}}g":
+        _join_marks(node)
         for name in _SHARED:
             values = {child.get(name) for child in node}
             if len(values) == 1 and None not in values and name not in node.attrib:
@@ -119,6 +169,20 @@ def _lean_svg(node) -> bool:
         return len(node) > 0
     painted = node.tag != f"{{{_SVG}}}path" or bool(node.get("d") and (node.get("fill") or node.get("stroke")))
     return painted and node.get("opacity") != "0"
+
+# %% ../nbs/09_charts.ipynb #f519c0dc
+def _lean_clips(svg) -> None:
+    "Name clipping frames by their shape: equal ones are one, and pictures on one page do not mix them up."
+    defs, names = svg.find(f"{{{_SVG}}}defs"), {}
+    for clip in list(defs if defs is not None else ()):
+        name = "clip" + "".join("-" + re.sub(r"[^\w.-]+", "_", v) for e in clip for v in e.attrib.values())
+        if name in names.values():
+            defs.remove(clip)
+        names[f"url(#{clip.get('id')})"] = name
+        clip.set("id", name)
+    for node in svg.iter():
+        if node.get("clip-path") in names:
+            node.set("clip-path", f"url(#{names[node.get('clip-path')]})")
 
 # %% ../nbs/09_charts.ipynb #94991f9f
 def _lean_spec(spec, axes=None, colors=None):
@@ -139,10 +203,25 @@ def _once(channel, encoding, said):
     "An encoding without what has been said of this channel."
     return {k: v for k, v in encoding.items() if k not in ("title", "axis", "scale", "legend") or said.setdefault((channel, k), v) is v or said[channel, k] != v}
 
+# %% ../nbs/09_charts.ipynb #76d8145b
+def _short_names(spec) -> dict:
+    "A spec whose inline data are called d0, d1, ... and not by a hash, wherever a layer names them."
+    names = {name: f"d{i}" for i, name in enumerate(spec.get("datasets", {}))}
+
+    def renamed(x):
+        if isinstance(x, dict):
+            return {k: {**v, "name": names[v["name"]]} if k == "data" and isinstance(v, dict) and v.get("name") in names else renamed(v) for k, v in x.items()}
+        return [renamed(v) for v in x] if isinstance(x, list) else x
+    lean = renamed({k: v for k, v in spec.items() if k != "datasets"})
+    return {**lean, "datasets": {names[n]: rows for n, rows in spec["datasets"].items()}} if names else lean
+
 # %% ../nbs/09_charts.ipynb #68eb5e6f
 def _vl_version() -> str:
     from altair.utils._importers import vl_version_for_vl_convert  # the Vega-Lite that this Altair writes, as vl-convert names it
     return vl_version_for_vl_convert()
+
+
+_ALONE = "svg:root{{color:{};background:{}}}@media(prefers-color-scheme:dark){{svg:root{{color:{};background:{}}}}}".format(*_PAPERS["light"], *_PAPERS["dark"])
 
 
 def chart_svg(
@@ -152,6 +231,9 @@ def chart_svg(
     import vl_convert
     svg = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version=_vl_version()))
     _lean_svg(svg)
+    _lean_clips(svg)
+    svg.attrib.update({"role": "img", "aria-label": chart_text(spec).split("\n")[0]})
+    ElementTree.SubElement(svg, f"{{{_SVG}}}style").text = _ALONE
     return ElementTree.tostring(svg, encoding="unicode")
 
 
@@ -166,7 +248,7 @@ def chart_text(
     return "\n\n".join([own, *parts] if own else parts) or "Altair chart"
 
 # %% ../nbs/09_charts.ipynb #112db311
-_EMBED = {"actions": {"export": True, "source": False, "compiled": False, "editor": False}}   # the chart's menu: save as PNG or SVG, nothing that leaves the machine
+_EMBED = {"renderer": "svg", "actions": {"export": True, "source": False, "compiled": False, "editor": False}}   # the page's ink; a menu to save as PNG or SVG, nothing that leaves the machine
 
 
 def offline_renderer(
@@ -175,8 +257,9 @@ def offline_renderer(
     **metadata,        # Ignored; Altair passes renderer options here
 ) -> dict:             # A Jupyter MIME bundle
     "A MIME bundle that JupyterLab draws interactively with no network, with an SVG and a text for everything else."
+    lean = _short_names(_lean_spec(spec))
     own = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "usermeta": {"embedOptions": _EMBED, **spec.get("usermeta", {})}}
-    bundle = {"application/vnd.vegalite.v5+json": {**_lean_spec(spec), **own}, "text/plain": chart_text(spec)}
+    bundle = {"application/vnd.vegalite.v5+json": {**lean, **own}, "text/plain": chart_text(spec)}
     if svg:
         bundle["image/svg+xml"] = chart_svg(spec)
     return bundle
@@ -360,9 +443,9 @@ def plot_plan(
     if ends[0] < ends[1]:
         line = pd.DataFrame({"N": ends, "D": [guide * n for n in ends], "says": ["", f"{guide:g} tokens per parameter"]})
         base = alt.Chart(_data(line)).encode(x, y)
-        layers += [base.mark_line(strokeDash=[2, 4], color=_INK, strokeWidth=1), base.mark_text(align="right", dx=-6, dy=-2).encode(text="says:N")]
+        layers += [base.mark_line(strokeDash=[2, 4], color=_INK, strokeWidth=1, strokeOpacity=.7), base.mark_text(align="right", dx=-6, dy=-2).encode(text="says:N")]
     kept = alt.Chart(_data(told[told.state == "planned"])).encode(x, y, color, opacity=_faded(pick))
-    layers += [kept.mark_line(strokeWidth=1.5, strokeOpacity=.5), kept.mark_point(filled=True, size=70).encode(shape, tooltip=tips).add_params(pick)]
+    layers += [kept.mark_line(strokeWidth=1.5, strokeOpacity=.75), kept.mark_point(filled=True, size=70).encode(shape, tooltip=tips).add_params(pick)]
     above = told[told.state == "hold-out"]
     if len(above):
         layers.append(alt.Chart(_data(above)).mark_point(shape="diamond", size=160, strokeWidth=2).encode(x, y, color, tooltip=tips))
@@ -384,10 +467,11 @@ _RUN_COLUMNS = ["run_id", "budget", "size", "N", "D", "C", "loss", "loss_std", "
 
 
 def run_points(
-    runs,           # Runs frame, or anything with .frame(); needs N and loss, and one of budget and C
+    runs,           # Runs frame, or what has one as its `frame`: a Sweep, a Study, a RunView; needs N and loss, and one of budget and C
 ) -> pd.DataFrame:  # The known columns, sorted by budget and N
     "The runs as a chart takes them: a run without a loss keeps its row."
-    frame = runs.frame() if callable(getattr(runs, "frame", None)) else runs
+    frame = runs if isinstance(runs, pd.DataFrame) else getattr(runs, "frame", runs)
+    frame = frame() if callable(frame) else frame
     if missing := [c for c in ("N", "loss") if c not in frame]:
         raise ValueError(f"`runs` must have the columns N and loss, but {missing} are missing; it has {list(frame.columns)}. Rename yours.")
     frame = frame[[c for c in _RUN_COLUMNS if c in frame]].copy()
@@ -408,7 +492,7 @@ def _failed_layer(frame, x, top, color, names):
 
 # %% ../nbs/09_charts.ipynb #173023d4
 def plot_runs(
-    runs,  # Runs frame, or anything with .frame()
+    runs,  # Runs frame, or what has one as its `frame`: a Sweep, a Study, a RunView
 ) -> alt.LayerChart:
     "Held-out loss against N, a line a budget; failed runs as crosses on the upper edge."
     frame = run_points(runs)
@@ -419,7 +503,7 @@ def plot_runs(
     x = _log(alt.X, "N", "N, parameters", _log_domain(frame.N))
     y, mean = (alt.Y(f, title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False)) for f in ("loss:Q", "mean(loss):Q"))
     base = alt.Chart(_data(told)).encode(x, color)
-    layers = [base.mark_line(strokeWidth=1.5, strokeOpacity=.6).encode(mean, opacity=_faded(pick)),
+    layers = [base.mark_line(strokeWidth=1.5, strokeOpacity=.75).encode(mean, opacity=_faded(pick)),
               base.mark_point(filled=True, size=70).encode(y, shape, tooltip=tips, opacity=_faded(pick)).add_params(pick)]
     if len(failed):
         layers.append(_failed_layer(failed, x, dy[1], color, names))
@@ -659,7 +743,7 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
     top = frame.C[~frame.extrapolated].max()
     if frame.extrapolated.any():
         zone = alt.Data(values=[{"from": top, "to": dx[1], "says": f"extrapolated, up to {frame.C.max() / top:.3g} times"}])
-        layers += [alt.Chart(zone).mark_rect(color=_INK, opacity=.1).encode(x=alt.X("from:Q"), x2="to:Q"),
+        layers += [alt.Chart(zone).mark_rect(color=_INK, opacity=_SHADE).encode(x=alt.X("from:Q"), x2="to:Q"),
                    alt.Chart(zone).mark_text(align="right", baseline="middle", fontStyle="italic", dx=-5, dy=-10 if log else 10).encode(x="to:Q", y=alt.value("height" if log else 0), text="says:N")]
     for b in bands:
         layers.append(base.mark_area(color=_ANSWER, opacity=.18 if b != column else .3, clip=True).encode(x, alt.Y(f"{b}_low:Q", title=title, scale=scale), alt.Y2(f"{b}_high:Q")))
@@ -668,7 +752,7 @@ def _against_compute(frame, column, title, log, domain, dots=None, names=None, o
     names_of = {column: "interval", f"{column}_outer": "outer band"}
     tips = [alt.Tooltip("C :N", title="C"), alt.Tooltip("best :N", title=title), *(alt.Tooltip(f"{b} :N", title=names_of[b]) for b in bands[::-1])]
     layers += [base.transform_filter("!datum.extrapolated").mark_line(color=_ANSWER, strokeWidth=2.2, clip=True).encode(x, y),
-               base.transform_filter(f"datum.C >= {top:.8g}").mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5], clip=True).encode(x, y),
+               base.transform_filter(f"datum.C >= {.9999 * top:.8g}").mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5], clip=True).encode(x, y),
                base.mark_point(opacity=0, size=160, clip=True).encode(x, y, tooltip=tips)]
     if dots is not None and len(dots):
         layers += _budget_dots(dots, column, x, y, names)
@@ -767,7 +851,7 @@ def plot_optimum(
     for column, title in (("N", "N*, parameters"), ("D", "D*, tokens")):
         values = [v for f in (frame, dots, other) if f is not None for c in f if c == column or c.startswith(f"{column}_") for v in f[c].dropna()]
         names = dots.budget if dots is not None else []
-        panels.append(_against_compute(frame, column, title, True, _log_domain(values), dots, names, other).properties(width=300, height=260))
+        panels.append(_against_compute(frame, column, title, True, _log_domain(values), dots, names, other).properties(width=272, height=250))
     first, last, called = frame.iloc[0], frame.iloc[-1], dict(surface="surface through all runs", isoflop="IsoFLOP line")
     a, b = (math.log(last[q] / first[q]) / math.log(last.C / first.C) for q in ("N", "D"))
     outer = f"pale band, for a law that may be smoothly a little wrong: N* from {si_format(last.N_outer_low)} to {si_format(last.N_outer_high)}" if math.isfinite(last.N_outer_low) else ""
@@ -843,7 +927,7 @@ def plot_loss(
     panel = _against_compute(frame, "loss", "held-out loss, nats/token", False, dy)
     x = _log(alt.X, "C", "C, FLOPs", [frame.C.min() / 1.35, frame.C.max() * 1.12], flops=True)
     y = alt.Y("loss:Q", title="held-out loss, nats/token", scale=alt.Scale(domain=dy, nice=False))
-    points = alt.Chart(_data(told)).mark_point(filled=True, size=45).encode(x, y, color, shape, tooltip=tips, opacity=_faded(pick, .75)).add_params(pick)
+    points = alt.Chart(_data(told)).mark_point(filled=True, size=45).encode(x, y, color, shape, tooltip=tips, opacity=_faded(pick, .9)).add_params(pick)
     layers = [*panel.layer, points]
     if seen:
         line = alt.Chart(alt.Data(values=[{"floor": floor, "says": f"floor of the fit, {floor:.3g}"}]))
@@ -934,8 +1018,8 @@ def plot_isoloss(
     lines = alt.Chart(_data(near[["loss", "N", x]])).encode(ex, ey, detail="loss:N")
     edge = frontier[~frontier.extrapolated].iloc[-1]
     ahead = frontier[frontier.C >= edge.C]
-    layers = [alt.Chart(_data(pd.DataFrame({"from": [edge.C], "to": [dx[1]]}))).mark_rect(color=_INK, opacity=.1).encode(alt.X("from:Q"), x2="to:Q")] if x == "C" and len(ahead) > 1 else []
-    layers += [lines.mark_line(color=_INK, strokeWidth=1, strokeOpacity=.75, clip=True).encode(order="N:Q", tooltip=alt.Tooltip("loss:Q", title="loss, nats/token")),
+    layers = [alt.Chart(_data(pd.DataFrame({"from": [edge.C], "to": [dx[1]]}))).mark_rect(color=_INK, opacity=_SHADE).encode(alt.X("from:Q"), x2="to:Q")] if x == "C" and len(ahead) > 1 else []
+    layers += [lines.mark_line(color=_INK, strokeWidth=1, strokeOpacity=.55, clip=True).encode(order="N:Q", tooltip=alt.Tooltip("loss:Q", title="loss, nats/token")),
                alt.Chart(_data(frontier.loc[~frontier.extrapolated, ["N", x]])).mark_line(color=_ANSWER, strokeWidth=2.2).encode(ex, ey)]
     if len(ahead) > 1:
         layers.append(alt.Chart(_data(ahead[["N", x]])).mark_line(color=_ANSWER, strokeWidth=2.2, strokeDash=[6, 5]).encode(ex, ey))
@@ -949,7 +1033,7 @@ def plot_isoloss(
                           "loss": table.loss.map(lambda v: f"{v:.4f}" if math.isfinite(v) else "-")})
     return _finish(alt.layer(*layers), f"Along the efficient frontier the loss falls from {first.loss:.3g} to {last.loss:.3g} nats/token",
                    f"from N = {si_format(first.N)}, D = {si_format(first.D)} at {sci_format(first.C, 2)} FLOPs to N = {si_format(last.N)}, D = {si_format(last.D)} at {sci_format(last.C, 2)}",
-                   "grey: contours of equal loss" + ("; dashed: beyond the largest budget" if len(ahead) > 1 else ""), table=table, mock=fit.mock)
+                   "thin: contours of equal loss" + ("; dashed: beyond the largest budget" if len(ahead) > 1 else ""), table=table, mock=fit.mock)
 
 # %% ../nbs/09_charts.ipynb #e257a13d
 def residuals_frame(
@@ -992,7 +1076,7 @@ def _residual_panel(frame, against, told, tips, curve, sure, rms, top, color, sh
     x, at = (_log(alt.X, field, title, _log_domain(frame[column]), flops=against == "C") for field in (column, "x"))
     digits = next(d for d, least in enumerate((.06, .004, 0)) if top > least)
     y = alt.Y("at:Q", title="measured over fitted loss", scale=alt.Scale(domain=[-top, top], nice=False), axis=alt.Axis(format=f"+.{digits}%", tickCount=6))
-    band = alt.Chart(alt.Data(values=[{"lo": -2 * rms, "hi": 2 * rms}])).mark_rect(color=_INK, opacity=.12).encode(y=alt.Y("lo:Q"), y2="hi:Q")
+    band = alt.Chart(alt.Data(values=[{"lo": -2 * rms, "hi": 2 * rms}])).mark_rect(color=_INK, opacity=_SHADE).encode(y=alt.Y("lo:Q"), y2="hi:Q")
     zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeWidth=1).encode(y="at:Q")
     base = alt.Chart(_data(told)).encode(x, y)
     dots = base.mark_point(filled=True).encode(color, shape, tooltip=tips, opacity=_faded(pick), size=alt.when(over).then(alt.value(220)).otherwise(alt.value(45)))
@@ -1027,7 +1111,7 @@ def plot_residuals(
     panels = [_residual_panel(frame, q, told, tips, curves.get(q), q in sure, rms, top, color, shape, pick, over) for q in against]
     with warnings.catch_warnings():   # that the panels share their selections is intended
         warnings.filterwarnings("ignore", "Automatically deduplicated selection parameter")
-        chart = panels[0] if len(panels) == 1 else alt.concat(*(p.properties(width=285, height=190) for p in panels), columns=2, spacing=24)
+        chart = panels[0] if len(panels) == 1 else alt.concat(*(p.properties(width=266, height=185) for p in panels), columns=2, spacing=24)
     notes, table = _residual_notes(frame, trends, names)
     kind = "parabolas miss" if hasattr(fit, "line") else "surface misses"
     others = f", and {len(frame) - len(kept)} by far more" if len(kept) < len(frame) else ""
@@ -1127,7 +1211,7 @@ def _misses(frame):
     x = _log(alt.X, "budget", "budget predicted, FLOPs", _log_domain(shown.budget, .12), flops=True, values=shown.budget)
     y = alt.Y("bias:Q", title="predicted minus measured loss, %", scale=alt.Scale(domain=[-top, top], nice=False))
     color = alt.Color("fitted up to:N", title="fitted up to (FLOPs)", sort=list(cuts.values()), scale=alt.Scale(domain=list(cuts.values()), range=budget_colors(len(cuts))))
-    zones = alt.Chart(alt.Data(values=[{"lo": -v, "hi": v} for v in (1, .5)])).mark_rect(color=_INK, opacity=.12).encode(y=alt.Y("lo:Q"), y2="hi:Q")
+    zones = alt.Chart(alt.Data(values=[{"lo": -v, "hi": v} for v in (1, .5)])).mark_rect(color=_INK, opacity=_SHADE).encode(y=alt.Y("lo:Q"), y2="hi:Q")
     zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeWidth=1).encode(y="at:Q")
     base = alt.Chart(_data(told[["budget", "bias", "fitted up to", "predicted", "n", "error", "z "]])).encode(x, y, color)
     tips = [alt.Tooltip("fitted up to:N"), alt.Tooltip("predicted:N"), alt.Tooltip("n:Q", title="runs"), alt.Tooltip("error:N"), alt.Tooltip("z :N", title="z")]
@@ -1171,7 +1255,7 @@ def plot_future(
     far = f"worst forecast: {worst.bias:+.2f} % for {sci_format(worst.budget, 2)} from runs up to {sci_format(worst.top, 2)} (z = {worst.z:.1f}); bands: .5 and 1 %"
     lost = [f"no forecast from {int(r.used)} budgets: {r.reason}" for r in frame[(frame.n == 0) & (frame.reason != "")].itertuples()][:1]
     table = pd.DataFrame({"fitted up to": shown.top.map(sci_format), "budget": shown.budget.map(sci_format), "error %": shown.bias.map("{:+.2f}".format), "light": shown.light})
-    panels = [p.properties(width=290, height=240) for p in (_misses(frame), _answers_path(frame))]
+    panels = [p.properties(width=262, height=240) for p in (_misses(frame), _answers_path(frame))]
     return _finish(alt.hconcat(*panels, spacing=30), title, moved, far, *lost, table=table, mock=mock)
 
 # %% ../nbs/09_charts.ipynb #9c0a1f03
@@ -1235,7 +1319,7 @@ def plot_comparison(
     marks = []
     if dx[0] < (top := min(c.tops)) < dx[1]:
         zone = alt.Data(values=[{"from": top, "to": dx[1]}])
-        marks.append(alt.Chart(zone).mark_rect(color=_INK, opacity=.1).encode(x=alt.X("from:Q"), x2="to:Q"))
+        marks.append(alt.Chart(zone).mark_rect(color=_INK, opacity=_SHADE).encode(x=alt.X("from:Q"), x2="to:Q"))
     for k in c.crossings if c.outcome.name in ("CROSSES", "MAY_CROSS") else ():
         low, high = (v or end for v, end in zip(k.interval, dx))
         around = alt.Chart(alt.Data(values=[{"C": k.C, "from": low, "to": high, "says": f"crossing at {sci_format(k.C)} FLOPs, {sci_format(low)} to {sci_format(high)}"}]))
@@ -1533,7 +1617,7 @@ def chart_html(
     svg: str = None,  # Its picture, where it is known already
 ) -> str:
     "A chart as HTML for a page that ends with `page_scripts()`."
-    data = json.dumps(_lean_spec(spec), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(_short_names(_lean_spec(spec)), separators=(",", ":")).replace("<", "\\u003c")
     return (f'<figure class="snb-chart" role="img" aria-label="{html.escape(spec.get("description") or chart_text(spec), quote=True)}">'
             f'<div>{svg or chart_svg(spec)}</div><script type="application/json">{data}</script></figure>')
 
@@ -1567,7 +1651,7 @@ table{border:0;border-collapse:collapse;margin:1em 0;font-size:.9rem;font-varian
 th,td{padding:.35em .8em;text-align:right;border:0;border-bottom:1px solid var(--line);white-space:nowrap}thead th{border-bottom:2px solid var(--line);font-weight:600;color:var(--soft)}
 .statement td{white-space:normal}
 .snb-chart{margin:1.6em 0;overflow-x:auto}.snb-chart svg{max-width:100%;height:auto;overflow:visible}
-.snb-chart svg :is(text,g)[fill="#787878"]{fill:var(--soft)}.snb-chart .role-title-text text{fill:var(--ink)!important}
+
 .snb-chart .vega-embed{padding-right:0}
 .snb-chart .vega-embed summary{opacity:.35!important;background:none;border:0;box-shadow:none;right:0}.snb-chart .vega-embed summary svg{fill:var(--soft);stroke:var(--soft)}
 footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}

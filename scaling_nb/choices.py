@@ -15,7 +15,8 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from .allocation import NoAnswer, Refusal, _count, _frozen, _held_rows, _plain, _seed_noise, choose_method, loss_band, loss_refusal
-from .fitting import MOCK, html_rows
+from .fitting import MOCK
+from .showing import html_rows
 from .intervals import _parameters, _runs_of, covariance
 from .laws import ChinchillaLaw, ServingOptimum, overtrained, sci_format, si_format, tokens_to_reach
 from .laws import inference_optimal as serving_optimum

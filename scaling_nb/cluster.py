@@ -25,6 +25,8 @@ from pathlib import Path
 
 import psutil
 
+from .showing import Shown
+
 # %% ../nbs/04b_cluster.ipynb #8fcc3552
 def _private_folder() -> Path:
     "The folder of this user on this machine, mode 0700. Raises PermissionError where it belongs to somebody else."
@@ -377,8 +379,8 @@ def stop_head() -> bool:  # Was there one?
     return head is not None
 
 # %% ../nbs/04b_cluster.ipynb #60d083e7
-@dataclass(frozen=True)
-class Node:
+@dataclass(frozen=True, repr=False)
+class Node(Shown):
     "A living machine of the cluster, with what Ray may give to workers there, in use or not."
     id: str
     host: str

@@ -16,9 +16,10 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from .yardsticks import surface_misfit
-from .fitting import MOCK, html_rows
+from .fitting import MOCK
 from .intervals import _discrepancies, _outer_spread, _predict, _runs_of, _sandwich, _why_none
 from .laws import sci_format, si_format
+from .showing import Shown, html_rows
 
 # %% ../nbs/08c_comparison.ipynb #8c0a1f09
 @dataclass(frozen=True, eq=False)
@@ -106,8 +107,8 @@ class Outcome(Enum):
     ONE_BETTER = "no crossing within reach: one is better at every budget"
     CANNOT_TELL = "cannot tell: at no budget within reach do the runs tell the two apart"
 
-@dataclass(frozen=True)
-class Crossing:
+@dataclass(frozen=True, repr=False)
+class Crossing(Shown):
     "Where the lowest losses of two laws are equal"
     C: float              # FLOPs
     interval: tuple       # (low, high) FLOPs; None at an end that the runs do not bound within reach

@@ -24,9 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .showing import Shown
+
 # %% ../nbs/00_contracts.ipynb #792f5b7d
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(Shown):
     "What stays the same in every run of a study: a model of any size, data, and a loss."
     model: Callable[..., Any]                      # Class or factory, called as `model(**{size_param: size}, **model_kwargs)`; no base class is asked for
     size_param: str | Callable[[int], dict]        # Name of the argument that grows, or a function size -> keyword arguments
@@ -352,8 +354,8 @@ def describe_data(
                 held_out=dict(how=how, samples=used, at_most=n_val is None, tokens=used*per_val, fingerprint=content_hash([*hashed, used])))
 
 # %% ../nbs/00_contracts.ipynb #6c5d2a49
-@dataclass(frozen=True)
-class ProblemReport:
+@dataclass(frozen=True, repr=False)
+class ProblemReport(Shown):
     "What `check_problem` found."
     name: str                 # The problem's name
     size: int                 # Size of the probe

@@ -16,9 +16,11 @@ from enum import Enum
 
 import numpy as np
 
+from .showing import Shown
+
 # %% ../nbs/04c_decisions.ipynb #b2560318
-@dataclass(frozen=True, order=True)
-class Need:
+@dataclass(frozen=True, order=True, repr=False)
+class Need(Shown):
     "What a run occupies while it trains."
     cpus: float = 1          # Of each of its processes
     gpus: float = 0          # Of each of its processes; a fraction shares one
@@ -61,8 +63,8 @@ class TaskState(str, Enum):
     @property
     def final(self) -> bool: return self not in (TaskState.WAITING, TaskState.RUNNING)
 
-@dataclass(frozen=True)
-class Limits:
+@dataclass(frozen=True, repr=False)
+class Limits(Shown):
     "When to give up on what."
     lost: int = 2            # Times that a run is tried again after its process was gone or hung
     oom: int = 2             # Times that a run is tried again after its process was ended for memory

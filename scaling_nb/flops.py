@@ -12,10 +12,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from .contracts import Problem, as_dataset, count_tokens, first_batch, fixed_seed, num_params, to_device
+from .showing import Shown
 
 # %% ../nbs/01_flops.ipynb #cf4ce543
-@dataclass(frozen=True)
-class ParamCounts:
+@dataclass(frozen=True, repr=False)
+class ParamCounts(Shown):
     "Parameters of a model, every count kept apart so that the reader chooses the convention."
     total: int      # All parameters, shared ones once
     trainable: int  # Those that take a gradient
@@ -120,8 +121,8 @@ def growing_weights(
     return {n: s[1] if grown(n, s) else 0 for n, s in shapes.items()}
 
 # %% ../nbs/01_flops.ipynb #f7bbe493
-@dataclass(frozen=True)
-class ModelCost:
+@dataclass(frozen=True, repr=False)
+class ModelCost(Shown):
     "What one model costs: parameters by role, and training FLOPs per token as measured."
     size: int                # Value of the size parameter
     params: ParamCounts

@@ -11,9 +11,11 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from .showing import Shown
+
 # %% ../nbs/01b_hardware.ipynb #1b0e4a08
-@dataclass(frozen=True)
-class Hardware:
+@dataclass(frozen=True, repr=False)
+class Hardware(Shown):
     "One accelerator. Raises ValueError where a number is out of range."
     name: str
     peak_flops: float              # FLOP/s of dense matrix products in BF16

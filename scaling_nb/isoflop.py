@@ -14,8 +14,9 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from .fitting import FitStatus, _counted, _held_out, _kept, _number, _omitted, _positive, fit_power_law, html_rows, MOCK
+from .fitting import FitStatus, _counted, _held_out, _kept, _number, _omitted, _positive, fit_power_law, MOCK
 from .laws import FlopsCurve, IsoFlopParabola, PowerLaw, sci_format, si_format
+from .showing import Shown, html_rows
 
 # %% ../nbs/07a_isoflop.ipynb #b4305101
 def budget_groups(
@@ -436,7 +437,7 @@ def _iso_from(cls, d):
 
 # %% ../nbs/07a_isoflop.ipynb #75cd4cba
 @dataclass(frozen=True, eq=False)
-class EnvelopeFit:
+class EnvelopeFit(Shown):
     "Crossings on the lower envelope of loss against FLOPs, and the line through them"
     crossings: pd.DataFrame  # C, N_low, N (geometric mean), N_high, loss
     status: FitStatus

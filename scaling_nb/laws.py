@@ -19,8 +19,10 @@ import numpy as np
 from scipy.interpolate import CubicHermiteSpline, CubicSpline, make_smoothing_spline
 from scipy.optimize import brentq
 
+from .showing import Shown
+
 # %% ../nbs/06_laws.ipynb #885f52d6
-class _Stored:
+class _Stored(Shown):
     "A frozen dataclass of numbers that goes to a dictionary and back"
     def to_dict(self) -> dict:
         "Its numbers by name, at full precision"
@@ -39,7 +41,7 @@ def _check_law(E, **positive):
         raise ValueError(f"`E` must not be negative, but got E={E!r}: no model has a loss below zero.")
 
 # %% ../nbs/06_laws.ipynb #538bb3ea
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChinchillaLaw(_Stored):
     "Hoffmann et al. (2022) eq. 2: $L(N,D) = E + A/N^\\alpha + B/D^\\beta$, in nats per token"
     E: float      # Irreducible loss, nats per token
@@ -233,8 +235,8 @@ def _smoothed(
     return chosen, rms(chosen)
 
 # %% ../nbs/06_laws.ipynb #5373d484
-@dataclass(frozen=True)
-class FlopsCurve:
+@dataclass(frozen=True, repr=False)
+class FlopsCurve(Shown):
     "Training FLOPs per token f(N), through measured sizes; outside them the ratio f/N levels off within a factor of e"
     N: tuple  # Sizes, parameters, rising
     f: tuple  # FLOPs per token at those sizes
@@ -271,7 +273,7 @@ class FlopsCurve:
         return np.exp(self._spline(inside) + self._spline(inside, 1) * np.sign(x - inside) * -np.expm1(-np.abs(x - inside))) * N
 
 # %% ../nbs/06_laws.ipynb #f4550168
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CoupledLaw(_Stored):
     "$L(N,D) = E + [(A N^{-\\alpha})^{1/\\gamma} + (B D^{-\\beta})^{1/\\gamma}]^\\gamma$, in nats per token; Chinchilla's law at $\\gamma = 1$"
     E: float      # Irreducible loss, nats per token
@@ -299,7 +301,7 @@ class CoupledLaw(_Stored):
                  doc="Scale of the best N: $N^* = G (C/k)^a$")
 
 # %% ../nbs/06_laws.ipynb #d72806ed
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KaplanLaw(_Stored):
     "Kaplan et al. (2020) eq. 1.5: $L(N,D) = [(N_c/N)^{\\alpha_N/\\alpha_D} + D_c/D]^{\\alpha_D}$, in nats per token"
     N_c: float = 6.4e13    # Parameters without embeddings
@@ -375,7 +377,7 @@ def effective_epochs(
     return np.minimum(epochs, 1.) + R * -np.expm1(-np.maximum(np.asarray(epochs) - 1., 0.) / R)
 
 # %% ../nbs/06_laws.ipynb #667979a1
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataConstrainedLaw(_Stored):
     "Muennighoff et al. (2023) eq. 6: Chinchilla's law of effective parameters and tokens, where only `unique` tokens exist"
     E: float      # Irreducible loss, nats per token
@@ -440,7 +442,7 @@ def _scarce_optimum(law, C, flops_per_token):
 
 # %% ../nbs/06_laws.ipynb #08e8e330
 @dataclass(frozen=True, repr=False)
-class Form:
+class Form(Shown):
     "A loss law of your own: a vectorised function, the names of its parameters, and the bounds between which to look for them"
     function: Callable          # (N, D, *parameters) -> nats per token; arrays in, arrays out
     names: tuple                # Of the parameters, in the order of the function
@@ -485,7 +487,7 @@ def _check_form(form):
 
 # %% ../nbs/06_laws.ipynb #b2ed5f33
 @dataclass(frozen=True, repr=False)
-class FormLaw:
+class FormLaw(Shown):
     "A `Form` with values: a law like the others, its optimum found numerically"
     form: Form
     params: tuple  # One value per name of the form, or a dictionary by name
@@ -555,7 +557,7 @@ def _law_and_cost(law, flops_per_token):
 
 # %% ../nbs/06_laws.ipynb #b064f505
 @dataclass(frozen=True, repr=False)
-class ServingOptimum:
+class ServingOptimum(Shown):
     "The cheapest model of a given loss, training and serving together, beside the one that is cheapest to train"
     loss: float           # Of both models, nats per token
     tokens_served: float  # T
@@ -621,8 +623,8 @@ def inference_optimal(
                           total=float(sum(bill(N, D))), base_N=base_N, base_D=base_D, base_total=float(sum(bill(base_N, base_D))))
 
 # %% ../nbs/06_laws.ipynb #fa9c2832
-@dataclass(frozen=True)
-class OvertrainedModel:
+@dataclass(frozen=True, repr=False)
+class OvertrainedModel(Shown):
     "What a budget buys at a fixed number of tokens per parameter, beside the best it buys"
     C: float          # Budget, FLOPs
     ratio: float      # D / N
@@ -658,8 +660,8 @@ def overtrained(
     return OvertrainedModel(C=C, ratio=float(ratio), N=N, D=D, loss=loss, best_loss=best_loss, least_C=least_C, serving=serving)
 
 # %% ../nbs/06_laws.ipynb #9a78f6da
-@dataclass(frozen=True)
-class PowerLaw:
+@dataclass(frozen=True, repr=False)
+class PowerLaw(Shown):
     "$y = c + k x^s$: a floor, a scale and an exponent (negative where y falls)"
     c: float  # Floor, in units of y
     k: float  # Scale
@@ -677,8 +679,8 @@ class PowerLaw:
         return cls(**d)
 
 # %% ../nbs/06_laws.ipynb #143c181e
-@dataclass(frozen=True)
-class IsoFlopParabola:
+@dataclass(frozen=True, repr=False)
+class IsoFlopParabola(Shown):
     "Loss along one budget: $L = p x^2 + q x + r$ with $x = \\ln N$"
     p: float  # Curvature / 2, nats per token
     q: float  # Slope at N = 1

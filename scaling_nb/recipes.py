@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from .contracts import content_hash
+from .showing import Shown
 
 # %% ../nbs/01a_recipes.ipynb #359bfe27
 SCHEDULES, DECAYS = ("wsd", "cosine", "constant"), ("linear", "1-sqrt")
 LR_RULES, BATCH_RULES = ("auto", "step_law", "deepseek", "olmo"), ("auto", "step_law", "deepseek", "olmo")
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(Shown):
     "How a run is trained. Raises ValueError where a field is out of range."
     optimizer: str | Callable = "adamw"      # "adamw", or a factory: parameters -> torch optimizer, which brings its own learning rate
     lr: float | str | Callable = 0.01        # Peak learning rate at `base_width`: a number, "auto", a rule of `LR_RULES`, or a function (N, D) -> rate, such as what `tune_lr` returns
@@ -230,8 +231,8 @@ LrLaw.__repr__ = lambda self: f"LrLaw({self.formula}, at {f'width {self.base_wid
 LrLaw.__str__ = lambda self: "\n".join([repr(self), *(f"  {k}: {v}" for k, v in self.rows[1:])])
 
 # %% ../nbs/01a_recipes.ipynb #3a755819
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, repr=False)
+class Settings(Shown):
     "A recipe worked out for one run, in numbers."
     D: int                 # Tokens of the run
     lr: float | None       # Peak learning rate; None where the optimizer's factory brings its own

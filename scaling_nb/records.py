@@ -32,10 +32,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .showing import Shown
 from .sweep import RunSpec
 
 # %% ../nbs/03_records.ipynb #ba050f2f
-class Storage:
+class Storage(Shown):
     """A folder of runs, on a local path or any fsspec URL; threads may share it, and it travels to other processes.
 
     Files in a finished run are never modified; a JSON file is replaced whole or not at all; nothing here is ever unpickled.
@@ -457,8 +458,8 @@ class RunState(str, Enum):
     def final(self) -> bool: return self in (RunState.SUCCEEDED, RunState.FAILED)
 
 # %% ../nbs/03_records.ipynb #97427a2e
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, repr=False)
+class RunRecord(Shown):
     "What is known of one run; a row of the runs frame."
     run_id: str
     budget: float           # Planned compute, FLOPs

@@ -17,13 +17,14 @@ from .design import CRITERIA, candidate_points, edge_points, next_points
 from .laws import sci_format, si_format
 from .records import Storage
 from .recipes import resolve
+from .showing import Shown
 from .sweep import RunSpec, SweepPlan, nearest_size, why_not
 
 # %% ../nbs/10a_rounds.ipynb #10a10006
 def _flops(specs) -> float: return float(sum(s.measured_flops_per_token*s.D for s in specs))
 
 @dataclass(frozen=True)
-class Round:
+class Round(Shown):
     "Runs that are added to a sweep, and why."
     what: str              # "edge", "adaptive" or "hold-out"
     specs: tuple           # of RunSpec

@@ -25,6 +25,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from .contracts import Problem, describe_data, fingerprint, tokens_per_sample
 from .decisions import Close, End, Fail, Kill, Limits, Need, Open, Scheduler, Start, Task, TaskState
 from .recipes import Recipe
 from .records import RENEW_S, Storage, StorageBusy, StorageError, Superseded, attempts_frame, bind_storage, give_up, lease_is_dead, open_storage, read_lease, runs_frame, take_lease, write_index
+from .showing import Shown
 from .sweep import RunSpec, SweepPlan, format_seconds, share_trunks
 
 # %% ../nbs/05_scheduling.ipynb #5b56f2d7
@@ -183,8 +185,8 @@ def release_workers():
     _SPARES.clear()
 
 # %% ../nbs/05_scheduling.ipynb #9753470a
-@dataclass(frozen=True)
-class Resources:
+@dataclass(frozen=True, repr=False)
+class Resources(Shown):
     "What one run may use, and how many run at a time."
     cpus: float = 1              # Cores of a worker; also its number of torch threads
     gpus: float | str | None = None  # GPUs of a worker, may be a fraction, so that several small runs share one; "auto" for a share by memory; 1 where there is any, else 0, when None
@@ -853,15 +855,19 @@ def _repr(self):
     waits = f"; {s['opening']} more workers are waited for" if s["opening"] else ""
     return "\n".join([*lines, "  paused" if s["paused"] else f"  {s['running']} training{waits}; {eta}"])
 
+def _html(self):
+    "What the text says, and the table of the runs."
+    return "<br>".join(map(escape, repr(self).split("\n"))) + self.frame.to_html(index=False, border=0, na_rep="")
+
 def _display(self):
     "Live while it trains, a table afterwards."
     from IPython.display import display
     if self.alive and not self.control.status()["over"]:
         from scaling_nb.widgets import RunView
         RunView(self.storage, list(self.ids), closes=True, control=self).show()
-    else: display({"text/plain": repr(self), "text/html": "<br>".join(repr(self).split("\n")) + self.frame.to_html(index=False, border=0, na_rep="")}, raw=True)
+    else: display({"text/plain": repr(self), "text/html": _html(self)}, raw=True)
 
-Sweep.__repr__, Sweep._ipython_display_ = _repr, _display
+Sweep.__repr__, Sweep._repr_html_, Sweep._ipython_display_ = _repr, _html, _display
 
 # %% ../nbs/05_scheduling.ipynb #70cbae56
 def _describe(problem, plan, recipe, storage, prints, per, mock=None) -> dict:

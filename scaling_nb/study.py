@@ -14,7 +14,8 @@ from functools import cached_property
 import pandas as pd
 
 from .allocation import Allocation, NoAnswer, _rows, choose_method, compute_optimal, optimum_frame
-from .fitting import fit_law, html_rows
+from .fitting import fit_law
+from .showing import html_rows
 from .hardware import Hardware
 from .isoflop import fit_isoflop
 from .laws import sci_format, si_format

@@ -23,10 +23,11 @@ from .contracts import Problem, as_dataset, check_problem, fingerprint, first_ba
 from .flops import ModelCost, growing_weights, measure_cost
 from .hardware import Hardware, dollars_of_flops, find_hardware, flops_of_dollars, flops_of_hours
 from .recipes import Recipe, Settings, critical_batch, resolve, trunk_of, why_apart
+from .showing import Shown
 
 # %% ../nbs/02_sweep.ipynb #cf15abed
-@dataclass(frozen=True)
-class RunSpec:
+@dataclass(frozen=True, repr=False)
+class RunSpec(Shown):
     "One planned training run."
     budget: float           # Compute it belongs to, FLOPs
     size: int               # Value of the model's size parameter
@@ -146,8 +147,8 @@ def share_trunks(
     return tuple(Trunk(tuple(i for i, _ in g), tuple(at for _, at in g[1:])) for g in longest_first)
 
 # %% ../nbs/02_sweep.ipynb #2a6f02e2
-@dataclass(frozen=True)
-class Constraints:
+@dataclass(frozen=True, repr=False)
+class Constraints(Shown):
     "What a run must keep to be planned; None is no limit. Raises ValueError where a limit is none."
     tokens_per_param: tuple = (.1, None)  # Fewest and most tokens for each parameter, D/N
     steps: int | None = None              # Fewest steps

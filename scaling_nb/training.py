@@ -29,6 +29,7 @@ from .contracts import Problem, as_pair, bytes_per_token, fingerprint, fixed_see
 from .flops import growing_weights, measure_cost, roles_at
 from .recipes import Recipe, Settings, resolve, trunk_of
 from .records import RunRecord, RunWriter, Storage, StorageError, Superseded, begin_attempt, bind_storage, group_id, open_storage, read_record, recipe_id, run_id
+from .showing import Shown
 from .sweep import RunSpec
 
 # %% ../nbs/04_training.ipynb #f3a9c6f6
@@ -252,7 +253,7 @@ def _resolved(device: str | None) -> str:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
-class Trainer:
+class Trainer(Shown):
     "One run, step by step. The same seed gives the same losses, bitwise on a CPU with the same number of threads."
     def __init__(self,
         problem: Problem,
@@ -315,6 +316,8 @@ class Trainer:
 
     @property
     def tokens(self) -> int: return self.samples*self.per
+    def __repr__(self): return f"Trainer of {self.problem.name} at size {self.spec.size}: {self.tokens:,} of {self.spec.D:,} tokens, on {self.device}"
+
     @property
     def done(self) -> bool: return self.tokens >= self.spec.D
 
@@ -524,8 +527,8 @@ def _parts_from(self,
 Trainer.parts_from = _parts_from
 
 # %% ../nbs/04_training.ipynb #dc586551
-@dataclass(frozen=True)
-class MockLaw:
+@dataclass(frozen=True, repr=False)
+class MockLaw(Shown):
     "Losses of a mock run: $E + A N^{-\\alpha} + B D^{-\\beta}$ plus noise; the defaults are Hoffmann et al. (2022), approach 3."
     E: float = 1.69        # Nats per token
     A: float = 406.4       # Scale of the model-size term

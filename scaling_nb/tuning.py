@@ -7,6 +7,7 @@ __all__ = ['REACH', 'FLAT', 'LrStatus', 'default_prior', 'LrTuning', 'fit_lr', '
            'coordinate_check']
 
 # %% ../nbs/05a_tuning.ipynb #05501449
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -251,7 +252,7 @@ def _tuning_rows(self) -> list:
     return rows + [("runs", f"{len(self.frame)}" + (f", {failed} of them failed" if failed else "") + (f", {spent:.3g} FLOPs" if spent else ""))]
 
 def _tuning_html(self):
-    from scaling_nb.fitting import html_rows
+    from scaling_nb.showing import html_rows
     return html_rows(self.rows)
 
 LrTuning.rows, LrTuning._repr_html_ = property(_tuning_rows), _tuning_html
@@ -404,7 +405,7 @@ class CoordinateCheck:
         found = "flat: one rate serves all widths" if self.flat else f"not flat: {len(bad)} of {len(d)} modules drift, most of all {bad.module.iloc[0]}, as width^{_larger(bad.iloc[0]):.2f}"
         return f"{found} (widths {widths[0]} to {widths[-1]}, {self.frame.step.max()} steps)\n{self.drift.round(2).to_string(index=False)}"
 
-    def _repr_html_(self): return f"<p>{repr(self).splitlines()[0]}</p>{self.drift.round(2).to_html(index=False, border=0)}"
+    def _repr_html_(self): return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.drift.round(2).to_html(index=False, border=0)}"
 
 def _larger(row) -> float: return max(row.output, row.change, key=lambda v: -1 if math.isnan(v) else abs(v))
 

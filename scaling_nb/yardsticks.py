@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import chdtrc, fdtrc
 
 from .isoflop import budget_groups, fit_isoflop
+from .showing import Shown
 
 # %% ../nbs/07c_yardsticks.ipynb #f964f10c
 def _robust_variance(
@@ -49,8 +50,8 @@ def _parabola_noise(iso):
     return math.sqrt(_robust_variance(np.concatenate([iso.L[at] - p.loss(iso.N[at]) for at, p in rows]), dof)), dof
 
 # %% ../nbs/07c_yardsticks.ipynb #d6b0e630
-@dataclass(frozen=True)
-class Misfit:
+@dataclass(frozen=True, repr=False)
+class Misfit(Shown):
     "Does the surface miss the runs by more than their noise?"
     residual: float  # Robust standard deviation of the residuals, nats
     noise: float     # Standard deviation between seeds, nats

@@ -103,13 +103,21 @@ def test_colours_can_be_told_apart():
              "deutan": np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.01182, .04294, .968881]]),
              "protan": np.array([[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]]),
              "tritan": np.array([[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .3039]])}
-    colors = ch.budget_colors(5)
-    for c in [*colors, ch._ANSWER]:
-        assert 1.05 / (luminance(c) + .05) >= 2.4 and (luminance(c) + .05) / (luminance("#111111") + .05) >= 3.5
-    for matrix in blind.values():
-        points = [lab(matrix @ linear(c)) for c in colors]
-        assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]) > .06
+    for n, least in ((3, .2), (4, .13), (5, .11), (6, .08), (7, .065)):
+        colors = ch.budget_colors(n)
+        for c in [*colors, ch._ANSWER]:
+            assert 1.05 / (luminance(c) + .05) >= 3 and (luminance(c) + .05) / (luminance("#111111") + .05) >= 3
+        for matrix in blind.values():
+            points = [lab(matrix @ linear(c)) for c in colors]
+            assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]) > least
     assert ch.budget_colors(1) == [ch._ANCHORS[0]] and len(set(ch.budget_colors(12))) == 12
+
+
+def test_every_picture_has_its_frame():
+    "Drawn is what a frame holds: by name, but where the numbers have an older one."
+    older = dict(runs=ch.run_points, optimum=ch.optimum_path, comparison=None)   # a Comparison is its own frame
+    plots = [n.removeprefix("plot_") for n in vars(ch) if n.startswith("plot_")]
+    assert len(plots) >= 14 and all(n in older or callable(getattr(ch, f"{n}_frame")) for n in plots)
 
 
 def test_ticks_are_few_round_and_inside():
@@ -130,7 +138,7 @@ def test_long_frames_travel_as_csv_and_come_back():
     assert data["format"]["parse"] == {"a": "number", "says": "string", "ok": "boolean", "gap": "number"}
     chart = alt.Chart(ch._data(frame)).mark_point().encode(x="a:Q", y="gap:Q", tooltip=["says:N", "ok:N"]).transform_filter("datum.ok")
     svg = drawn(chart)
-    assert len(re.findall(r"<path transform", svg)) == 10
+    assert len(re.findall(r"<path transform", svg)) == 10   # see-through, as points are: they stay apart
 
 
 # ---------------------------------------------------------------- frames
@@ -571,7 +579,7 @@ def test_a_lean_spec_draws_the_same_picture(sound, fits, plan, sweep):
         return re.sub(r"clip\d+|view_\w+|concat_\w+", "", re.sub(r' aria-\w+="[^"]*"', "", vl_convert.vegalite_to_svg(spec, vl_version=version)))
     for chart in charts:
         spec = chart.to_dict()
-        lean = ch._lean_spec(spec)
+        lean = ch._short_names(ch._lean_spec(spec))
         painted = paint(spec, ch._vl_version())
         assert painted == paint(lean, ch._vl_version()) and len(json.dumps(lean)) < len(json.dumps(spec))
         assert painted == paint({**lean, "$schema": "https://vega.github.io/schema/vega-lite/v5.json"}, "5.8")   # what JupyterLab draws
@@ -583,20 +591,67 @@ def test_a_lean_svg_loses_bytes_and_no_mark(fits, sound):
     for chart in (ch.plot_isoflop(fits[1], fits[0]), ch.plot_residuals(sound, against=("N", "C")), ch.plot_regret(sound)):
         raw = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=ch._vl_version())
         lean = ch.chart_svg(chart.to_dict())
-        assert len(lean) < .5 * len(raw) and "ns0:" not in lean and lean.startswith("<svg ")
+        assert len(lean) < .4 * len(raw) and "ns0:" not in lean and lean.startswith("<svg ")
         root = ElementTree.fromstring(lean)
         inked = [e for e in ElementTree.fromstring(raw).iter() if e.get("opacity") != "0" and (not e.tag.endswith("path") or e.get("d") and (e.get("fill") or e.get("stroke")))]
-        for tag in ("path", "line", "text"):
-            mine, theirs = ([e for e in elements if e.tag.endswith("}" + tag)] for elements in (root.iter(), inked))
-            assert len(mine) == len(theirs) and [e.text for e in mine] == [e.text for e in theirs]
+        parts = lambda elements: sum(e.get("d").count("M") if e.tag.endswith("}path") else e.tag.endswith("}line") for e in elements)   # several marks may have become one path
+        assert parts(e for e in root.iter() if e.tag.endswith(("}path", "}line"))) == parts(e for e in inked if e.tag.endswith(("}path", "}line")))
+        assert [e.text for e in root.iter() if e.tag.endswith("}text")] == [e.text for e in inked if e.tag.endswith("}text")]
         assert all(len(n.split(".")[1]) == 1 for e in root.iter() for n in re.findall(r"\d+\.\d+", e.get("d", "") + e.get("transform", "")))
 
+
+
+def test_joined_marks_lie_where_they_lay():
+    group = ElementTree.fromstring(f'<g xmlns="{ch._SVG}"><path transform="translate(10,20)" d="M3,0A3,3,0,1,1,-3,0A3,3,0,1,1,3,0" fill="red"/>'
+                                   '<path transform="translate(5,6.5)" d="M-2,-2h4v4h-4Z" fill="red"/>'
+                                   '<path transform="translate(7,8)" d="M0,-4L-3,4L3,4Z" fill="red" opacity="0.5"/><path transform="translate(1,2) rotate(3)" d="M0,0L1,1" fill="red"/>'
+                                   '<line transform="translate(4,0)" y2="9" stroke="blue"/><line transform="translate(8,0)" y2="9" stroke="blue"/></g>')
+    ch._join_marks(group)
+    assert [e.get("d") for e in group] == ["M10,20m3,0a3,3,0,1,1,-6,0a3,3,0,1,1,6,0M5,6.5m-2,-2h4v4h-4z", "M0,-4L-3,4L3,4Z", "M0,0L1,1", "M4,0l0,9M8,0l0,9"]
 
 
 def test_numbers_of_a_law_are_seen_small():
     chart = alt.Chart(ch._data(pd.DataFrame({"x": [.05, 500.], "y": [1., 2.]}))).mark_point().encode(ch._log(alt.X, "x", "x", [.05, 2000.]), alt.Y("y:Q"))
     svg = drawn(chart)
     assert ">0.1<" in svg and "100m" not in svg and ">1k<" in svg   # never a thousandth that reads like a million
+
+
+def contrast(ink, opacity, paper):
+    rgb = [[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in (ink, paper)]
+    mixed = [opacity * a + (1 - opacity) * b for a, b in zip(*rgb)]
+    low, high = sorted(sum(w * (v / 12.92 if v <= .04045 else ((v + .055) / 1.055) ** 2.4) for w, v in zip((.2126, .7152, .0722), c)) + .05 for c in (mixed, rgb[1]))
+    return high / low
+
+
+def test_text_has_the_ink_of_the_page_and_can_be_read_on_any(fits, sweep):
+    "No ink of its own in a page; as an image, which cannot see the page, ink and paper come together."
+    config = ch.chart_theme()["config"]
+    weakest = min(v["fillOpacity"] for v in (*config["style"].values(), config["text"]))
+    papers = [*ch._PAPERS.values(), ("#212121", "#ffffff"), ("#ffffff", "#111111")]   # and JupyterLab's, light and dark
+    assert min(contrast(ink, weakest, paper) for ink, paper in papers) > 7
+    for chart in (ch.plot_isoflop(fits[1], fits[0], sweep), ch.plot_optimum(fits[0], isoflop=fits[1])):
+        svg = drawn(chart)
+        root = ElementTree.fromstring(svg)
+        inherited = {}
+        for parent in root.iter():
+            for child in parent:
+                inherited[child] = child.get("fill") or parent.get("fill") or inherited.get(parent)
+        texts = [e for e in root.iter() if e.tag.endswith("}text")]
+        assert texts and {inherited[e] for e in texts if e.text != "×"} == {"currentColor"}   # a failed run has the colour of its budget
+        assert root.get("aria-label") == titles(chart).split(" | ")[0] and root.get("role") == "img"
+        assert re.search(r"svg:root\{color:#1f2328;background:#ffffff\}@media\(prefers-color-scheme:dark\)", svg)
+        assert ch.offline_renderer(chart.to_dict(), svg=False)["application/vnd.vegalite.v5+json"]["usermeta"]["embedOptions"]["renderer"] == "svg"   # a canvas would keep the ink it was drawn with
+
+
+def test_clipping_frames_of_two_pictures_do_not_mix(fits, sound):
+    frames = {}
+    for chart in (ch.plot_isoflop(fits[1], fits[0]), ch.plot_residuals(sound), ch.plot_optimum(sound)):
+        root = ElementTree.fromstring(drawn(chart))
+        clips = {e.get("id"): [dict(c.attrib) for c in e] for e in root.iter() if e.tag.endswith("}clipPath")}
+        used = {e.get("clip-path")[5:-1] for e in root.iter() if e.get("clip-path")}
+        assert used and used <= set(clips) and len(clips) <= 4
+        for name, shape in clips.items():
+            assert frames.setdefault(name, shape) == shape
 
 
 # ---------------------------------------------------------------- shown with no internet

@@ -17,19 +17,21 @@ PACKAGE = ROOT/"scaling_nb"
 RUNNING = {"contracts", "flops", "recipes", "hardware", "sweep", "records", "training", "parallel", "cluster", "decisions", "scheduling"}
 LAW = {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "allocation", "choices", "comparison"}
 ORDER = {  # module -> what it may import of the package
-    "contracts": set(), "flops": {"contracts"}, "recipes": {"contracts"}, "hardware": set(), "sweep": {"contracts", "flops", "recipes", "hardware"}, "records": {"contracts", "flops", "sweep"},
-    "training": {"contracts", "flops", "recipes", "sweep", "records"}, "parallel": {"contracts", "records", "training"},
-    "cluster": set(), "decisions": set(), "scheduling": {"contracts", "cluster", "decisions", "recipes", "sweep", "records"},
-    "laws": set(), "engine": set(), "fitting": {"laws", "engine"}, "isoflop": {"laws", "fitting"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
-    "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop"},   # it trains and fits: above both halves, as a study is
-    "yardsticks": {"isoflop"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks"},
-    "allocation": {"laws", "fitting", "isoflop", "intervals", "yardsticks", "doubts"}, "choices": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
+    "showing": set(),
+    "contracts": {"showing"}, "flops": {"contracts", "showing"}, "recipes": {"contracts", "showing"}, "hardware": {"showing"}, "sweep": {"contracts", "flops", "recipes", "hardware", "showing"},
+    "records": {"contracts", "flops", "sweep", "showing"},
+    "training": {"contracts", "flops", "recipes", "sweep", "records", "showing"}, "parallel": {"contracts", "records", "training"},
+    "cluster": {"showing"}, "decisions": {"showing"}, "scheduling": {"contracts", "cluster", "decisions", "recipes", "sweep", "records", "showing"},
+    "laws": {"showing"}, "engine": set(), "fitting": {"laws", "engine", "showing"}, "isoflop": {"laws", "fitting", "showing"}, "intervals": {"laws", "engine", "fitting", "isoflop"},
+    "tuning": {"contracts", "flops", "recipes", "sweep", "records", "isoflop", "showing"},   # it trains and fits: above both halves, as a study is
+    "yardsticks": {"isoflop", "showing"}, "doubts": {"laws", "engine", "fitting", "isoflop", "intervals", "yardsticks"},
+    "allocation": {"laws", "fitting", "isoflop", "intervals", "yardsticks", "doubts", "showing"}, "choices": {"laws", "fitting", "intervals", "yardsticks", "allocation", "showing"},
     "design": {*LAW},   # above both halves: plans ask it, and it fits
-    "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation"},
+    "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation", "showing"},
     "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
     "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW},
-    "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW},
-    "rounds": {"contracts", "recipes", "sweep", "records", "laws", "design"},
+    "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW, "showing"},
+    "rounds": {"contracts", "recipes", "sweep", "records", "laws", "design", "showing"},
     "jobs": {"contracts", "recipes", "records", "study", "sweep"}, "cli": set(),
     "zoo.gpt": {"flops"}, "zoo.data": set(), "zoo.stateless": {"zoo.data"}, "zoo.images": {"zoo.stateless"}, "zoo.vit": {"zoo.gpt"},
     "zoo.teacher": {"zoo.gpt", "zoo.stateless"}, "zoo.hub": {"zoo.data"},

@@ -51,7 +51,15 @@ def test_every_chart_is_interactive_offline(notebook):
     for i in range(1, len(PLOTS) + 1):
         expect(nb.outputs(i).locator(".vega-embed canvas, .vega-embed svg.marks")).to_have_count(1)
     assert nb.page.locator(".vega-embed details a", has_text="Vega Editor").count() == 0   # nothing in the menu leads out
-    nb.outputs(2).locator(".vega-embed canvas").hover(position=dict(x=10, y=10))
+    nb.outputs(2).locator(".vega-embed svg.marks").hover(position=dict(x=10, y=10))
+    ink = "() => [...document.querySelectorAll('.vega-embed svg.marks .role-axis-label text')].map(t => getComputedStyle(t).fill).filter((c, i, all) => all.indexOf(c) == i)"
+    seen = []
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):       # the ink of the page, which a change of theme changes
+        nb.command("apputils:change-theme", dict(theme=theme))
+        nb.page.wait_for_function("dark => document.body.dataset.jpThemeLight == String(!dark)", arg=theme.endswith("Dark"))
+        nb.page.wait_for_timeout(500)
+        seen.append(nb.page.evaluate(ink))
+    assert [len(v) for v in seen] == [1, 1] and "(255, 255, 255" in seen[0][0] and "(0, 0, 0" in seen[1][0], seen
     clean(nb)
 
 
@@ -246,6 +254,6 @@ def test_a_page_opens_from_a_file_with_the_network_shut(chromium, tmp_path):
         page.goto((tmp_path / "page.html").as_uri())
         page.wait_for_function("() => document.querySelectorAll('.snb-chart[data-drawn]').length == 2")
         ink = page.evaluate("() => getComputedStyle(document.querySelector('.snb-chart .role-axis-label text')).fill")
-        assert ink == ("rgb(89, 99, 110)" if scheme == "light" else "rgb(163, 172, 184)")   # the page's ink, not the chart's grey
+        assert ink == ("rgb(31, 35, 40)" if scheme == "light" else "rgb(230, 233, 237)")   # the page's ink
         assert not page.blocked and not page.errors
         page.context.close()

@@ -90,7 +90,7 @@ class Chart {
   constructor(holder, name) { this.holder = holder; this.name = name; this.view = null; this.shown = null; this.size = 0; this.ends = {}; this.embed = make("div", "", holder) }
 
   async show(spec, ink, width) {       // embedded again only when the plan, the colours or the page's ink have changed; was it?
-    const key = JSON.stringify(spec).replaceAll("#787878", ink), wide = Math.max(120, Math.round(width))
+    const key = JSON.stringify(spec).replaceAll("currentColor", ink), wide = Math.max(120, Math.round(width))
     if (key === this.shown) {
       if (this.view && wide !== this.size) { this.size = wide; this.view.width(wide); this.dirty = true }
       return false
