@@ -180,7 +180,7 @@ class Plot {
     const r = this.data.rule, g = this.g.rule, { top, left } = this.pad
     if (!r) { g.textContent = ""; this.handle = null; return }
     if (!this.handle) {
-      const e = this.handle = draw("g", g, { class: "drag", tabindex: 0, role: "slider", "aria-orientation": "horizontal" })
+      const e = this.handle = draw("g", g, { class: "drag", tabindex: r.tab ?? 0, role: "slider", "aria-orientation": "horizontal" })
       e.reach = draw("rect", e, { class: "reach", width: 18 }); e.stem = draw("path", e, { class: "stem" }); e.knob = draw("path", e, { class: "knob" }); e.name = draw("text", e, {})
       const to = ev => Math.max(this.data.rule.min, Math.min(this.data.rule.max, this.back(ev.clientX - this.svg.getBoundingClientRect().left)))
       let held = false
