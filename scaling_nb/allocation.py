@@ -771,7 +771,8 @@ def _statement(asked, C):
     D = float(C / fit.flops_per_token(N))
     spread = max(estimates.values()) / min(estimates.values()) if len(estimates) > 1 else None
     refusal = loss_refusal(fit, C, asked.held) if loss is not None else None
-    refusals = (dict(loss=refusal) if refusal else {}) | (dict(N_interval=Refusal("no_interval", found["why"], found.get("remedy", "Add runs."))) if found["N"] is None and asked.interval is not None else {})
+    unsure = Refusal("no_interval", found["why"], found.get("remedy", "Add runs.")) if found["N"] is None and asked.interval is not None else None
+    refusals = {k: v for k, v in dict(loss=refusal, N_interval=unsure).items() if v}
     given = lambda v: None if refusal else v
     confirmed = _confirmed(asked.held)
     warnings = (asked.said + _reach_warnings(fit, C, N, D, confirmed) + _fit_warnings(fit, found, asked.bias)

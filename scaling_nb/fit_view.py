@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FitState', 'FitView']
 
-# %% ../nbs/10b_fit_view.ipynb #28e3def9
+# %% ../nbs/10b_fit_view.ipynb #0b41dbf9
 import base64
 import html
 import math
@@ -25,7 +25,7 @@ from .laws import sci_format, si_format
 from .views import View
 from .yardsticks import regret_band
 
-# %% ../nbs/10b_fit_view.ipynb #81d4560e
+# %% ../nbs/10b_fit_view.ipynb #132c1f50
 @dataclass(frozen=True, eq=False)
 class _Source:
     "What a view was given, as a frame of runs"
@@ -57,7 +57,7 @@ def _of_line(fit) -> _Source:
     line = 'runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, budget=fit.budgets["budget"].to_numpy()[fit.group]))'
     return _Source(_columns_of(fit, budget=fit.budgets["budget"].to_numpy()[fit.group]), (line,), ("import pandas as pd",), dict(estimator="isoflop"))
 
-# %% ../nbs/10b_fit_view.ipynb #41da7440
+# %% ../nbs/10b_fit_view.ipynb #291e8c37
 def _source(given) -> _Source:
     "A frame, a fit, a study or another holder of runs. TypeError for anything else"
     if isinstance(given, FitResult):
@@ -74,7 +74,7 @@ def _source(given) -> _Source:
                        start=dict(C=given.target) if getattr(given, "target", None) else {})
     raise TypeError(f"`runs` must be a frame of runs, a fit, or a study, but got {type(given).__name__}. `read_runs` makes a frame of a table.")
 
-# %% ../nbs/10b_fit_view.ipynb #880c549f
+# %% ../nbs/10b_fit_view.ipynb #1b62e316
 @dataclass(frozen=True)
 class FitState:
     "What a FitView is set to"
@@ -91,7 +91,7 @@ class FitState:
         "What decides the fit; the rest decides what it is asked."
         return self.estimator, *((self.law, self.loss, self.delta) if self.estimator == "surface" else ()), self.skip, self.excluded
 
-# %% ../nbs/10b_fit_view.ipynb #8a9d8da9
+# %% ../nbs/10b_fit_view.ipynb #6aee66ff
 class FitView(View):
     """IsoFLOP profiles, optimum and loss of a set of runs, linked; a slider for C; other laws, losses, windows and exclusions at a click; the doubts, worst first.
 
@@ -127,7 +127,7 @@ def _flops(C) -> float:
         raise ValueError(f"`C` must be positive, finite FLOPs, but got {C!r}.")
     return float(C)
 
-# %% ../nbs/10b_fit_view.ipynb #1cea4155
+# %% ../nbs/10b_fit_view.ipynb #efad00f6
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     "Row, id, N, D, C, loss, budget, step (0 for the smallest budget), usable: a row per run. ValueError without runs to fit"
     loss = "loss" if "loss" in frame else "L"
@@ -155,7 +155,7 @@ def _by_gaps(C, usable):
     group, x = budget_groups(np.where(usable, C, C[usable].max())), np.log(np.where(usable, C, C[usable].max()))
     return np.exp(np.bincount(group, x) / np.bincount(group))[group]
 
-# %% ../nbs/10b_fit_view.ipynb #a7377c56
+# %% ../nbs/10b_fit_view.ipynb #c9fdda57
 def _keep(self, s: FitState) -> np.ndarray:
     "(R,) bool: neither excluded nor outside the window"
     return (self.table.step >= s.skip).to_numpy() & ~np.isin(self.table.row, s.excluded)
@@ -200,9 +200,17 @@ def _on_budgets(kept):
     return kept[kept["role"] != "adaptive"] if "role" in kept and (kept["role"] == "adaptive").any() else kept
 
 
-FitView._keep, FitView._fit_of = _keep, _fit_of
+def _parabolas_of(self, s: FitState):
+    "IsoFlopFit of the same runs, to draw beside a surface; None where they lie on no budgets"
+    try:
+        return self._fit_of(replace(s, estimator="isoflop"))
+    except ValueError:
+        return None
 
-# %% ../nbs/10b_fit_view.ipynb #48839347
+
+FitView._keep, FitView._fit_of, FitView._parabolas_of = _keep, _fit_of, _parabolas_of
+
+# %% ../nbs/10b_fit_view.ipynb #f1b9ad8b
 def _quick_fit(self, s: FitState):
     "The fit of a setting at once: known, or by `refit` from the optimum of all runs, or the parabolas; None where it takes longer"
     if s.fit in self._known or s.estimator == "isoflop":
@@ -216,7 +224,7 @@ def _quick_fit(self, s: FitState):
 
 FitView._quick_fit = _quick_fit
 
-# %% ../nbs/10b_fit_view.ipynb #d4440cf2
+# %% ../nbs/10b_fit_view.ipynb #181691f7
 def _answer_of(self, s: FitState):
     return _once(self, (s.fit, "answer", s.C), lambda: compute_optimal(self._fit_of(s), s.C, level=self.level, **self._answer_kw))
 
@@ -257,7 +265,7 @@ def _slack(fit, grid, method) -> dict:
 
 FitView._answer_of, FitView._doubts_of, FitView._ends, FitView._grid, FitView._path_of = _answer_of, _doubts_of, _ends, _grid, _path_of
 
-# %% ../nbs/10b_fit_view.ipynb #136d525f
+# %% ../nbs/10b_fit_view.ipynb #2d0c68a7
 FitView.fit = property(lambda self: self._fit_of(self._state), doc="FitResult or IsoFlopFit of the runs that are in.")
 FitView.answer = property(lambda self: self._answer_of(self._state), doc="Allocation at `state.C`. NoAnswer (a ValueError) where no optimum can be read off the runs.")
 FitView.doubts = property(lambda self: self._doubts_of(self._state), doc="What to distrust, worst first, with `severity`.")
@@ -272,7 +280,7 @@ def _frame(self) -> pd.DataFrame:  # row, id, N, D, C, loss, budget, used, why
 
 FitView.frame = _frame
 
-# %% ../nbs/10b_fit_view.ipynb #39f34510
+# %% ../nbs/10b_fit_view.ipynb #e5f1e959
 _CHOICES = dict(estimator=("surface", "isoflop"), loss=tuple(LOSSES))
 
 
@@ -309,7 +317,7 @@ def _row(self, run) -> int:
 FitView._row = _row
 FitView.laws = property(lambda self: ("chinchilla", "coupled", *["data_constrained"] * bool(self._given.unique), *self._given.laws), doc="Forms of the surface to choose from.")
 
-# %% ../nbs/10b_fit_view.ipynb #bfd73633
+# %% ../nbs/10b_fit_view.ipynb #50552b39
 def _set(self, **changes) -> str:
     "Settings by name, as in `FitState`; what moved, in a sentence. ValueError for what cannot be set."
     changes = _checked(self, changes)
@@ -359,7 +367,7 @@ def _named_runs(self, rows) -> str:
 
 FitView.set, FitView.exclude, FitView.include, FitView.toggle, FitView._named = _set, _exclude, _include, _toggle, _named_runs
 
-# %% ../nbs/10b_fit_view.ipynb #39d57a94
+# %% ../nbs/10b_fit_view.ipynb #679e2a25
 def _undo(self) -> str:
     "The setting before, at the same C; what moved."
     if not self._past:
@@ -374,7 +382,7 @@ def _reset(self) -> str:
 
 FitView.undo, FitView.reset = _undo, _reset
 
-# %% ../nbs/10b_fit_view.ipynb #2bf4e06a
+# %% ../nbs/10b_fit_view.ipynb #5059ad64
 def _size(self, fit, C):
     "N* by a fit, or None"
     if isinstance(fit, IsoFlopFit):
@@ -419,7 +427,8 @@ def _refit(self, s):
         if fit is not None and N is None:
             raise ValueError(fit.message)
         if fit is not None:
-            self._good = dict(fit=fit, state=s, path=self._known.get((s.fit, "path", self._ends(s)[2])), answer=None, doubts=None, ms=1000 * (time.perf_counter() - start))
+            path = self._known.get((s.fit, "path", self._ends(s)[2]))
+            self._good = dict(fit=fit, iso=self._good.get("iso"), state=s, path=path, answer=None, doubts=None, ms=1000 * (time.perf_counter() - start))
             self._say_moved(N)
         else:
             self._good = {**self._good, "stale": True}
@@ -449,7 +458,7 @@ def _say_moved(self, N, interval=None):
 
 FitView._size, FitView._before, FitView._go, FitView._refit, FitView._fail, FitView._say_moved = _size, _before, _go, _refit, _fail, _say_moved
 
-# %% ../nbs/10b_fit_view.ipynb #d56c4a0a
+# %% ../nbs/10b_fit_view.ipynb #901c14be
 def _steps(self):
     s = self._state
     def put(**found):
@@ -460,7 +469,7 @@ def _steps(self):
         fit = self._fit_of(s)
         if self._size(fit, s.C) is None:
             raise ValueError(fit.message)
-        put(fit=fit)
+        put(fit=fit, iso=self._parabolas_of(s))
         yield
         answer, path = self._answer_of(s), self._path_of(s)
         put(path=path, answer=answer)
@@ -485,7 +494,7 @@ def _show_first(self):
         fit = self._fit_of(self._state)
         if self._size(fit, self._state.C) is None:
             raise ValueError(fit.message)
-        self._good = dict(fit=fit, state=self._state, path=None, answer=None, doubts=None)
+        self._good = dict(fit=fit, iso=self._parabolas_of(self._state), state=self._state, path=None, answer=None, doubts=None)
     except ValueError as e:
         self._fail(e)
         self.moved = ""
@@ -493,7 +502,7 @@ def _show_first(self):
 
 FitView.steps, FitView._show_first = _steps, _show_first
 
-# %% ../nbs/10b_fit_view.ipynb #23b27d22
+# %% ../nbs/10b_fit_view.ipynb #53be4b0a
 def _cut(self, s) -> str:
     "The window as a condition on `runs`, rounded as far as it still parts the same budgets"
     t, column = self.table[self.table.usable], self.table.attrs["window"]
@@ -544,7 +553,7 @@ def _code(self) -> str:
 
 FitView.code = _code
 
-# %% ../nbs/10b_fit_view.ipynb #fbe77f56
+# %% ../nbs/10b_fit_view.ipynb #0d747672
 def _sig(v, digits=5):
     "A JSON number, or a list of them; None for a gap"
     if isinstance(v, (list, tuple, np.ndarray, pd.Series)):
@@ -572,7 +581,7 @@ def _fixed_part(self) -> dict:
 def _is_mock(self) -> bool:
     return "mock" in self._given.frame and bool(self._given.frame["mock"].any())
 
-# %% ../nbs/10b_fit_view.ipynb #550cf2a7
+# %% ../nbs/10b_fit_view.ipynb #b7b2acac
 def _curves_part(self) -> dict:
     "The path over C, and along each budget the parabola and the surface"
     g = self._good
@@ -602,11 +611,7 @@ def _bare_path(fit, grid) -> dict:
 
 def _profiles(self, fit, s, points=25) -> list:
     "One a budget: k, x (N), and y by the parabola and by the surface; the minimum with its interval"
-    try:
-        iso = fit if isinstance(fit, IsoFlopFit) else _once(self, ("isoflop", s.skip, s.excluded), lambda: fit_isoflop(_on_budgets(self._given.frame[self._keep(s)]), **_gaps(self, s)))
-    except ValueError:
-        iso = None
-    t, out = self.table[self.table.usable], []
+    t, out, iso = self.table[self.table.usable], [], fit if isinstance(fit, IsoFlopFit) else self._good.get("iso")
     near = [] if iso is None else [int(np.abs(np.log(np.unique(t.budget) / b)).argmin()) for b in iso.budgets["budget"]]
     law = None if isinstance(fit, IsoFlopFit) else fit.law
     for k, runs in t.groupby("step"):
@@ -623,7 +628,7 @@ def _profiles(self, fit, s, points=25) -> list:
         out.append(one)
     return out
 
-# %% ../nbs/10b_fit_view.ipynb #8d5c1336
+# %% ../nbs/10b_fit_view.ipynb #6c4b4d37
 def _answer_part(self) -> dict:
     "The numbers at one budget, the letter with its reason, what was checked, the doubts"
     g = self._good
@@ -655,7 +660,7 @@ def _parts_of(self) -> dict:
 
 FitView.parts = _parts_of
 
-# %% ../nbs/10b_fit_view.ipynb #b56cc5d5
+# %% ../nbs/10b_fit_view.ipynb #61b21f41
 def _head(self) -> str:
     s, t = self._state, self.table
     used, out = int((self._keep(s) & t.usable).sum()), len(s.excluded)

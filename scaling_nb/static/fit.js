@@ -1,6 +1,6 @@
 // The browser half of FitView: a budget to drag, numbers that follow, three linked charts, choices, doubts, the call as code. `parts.js` and `plot.js` come before.
 // While a hand moves, the page reads the path of answers that it has; when the hand rests, the kernel is asked for the exact one.
-const MARK = { grave: "▲▲", serious: "▲", caution: "△", minor: "·", good: "✓" }
+const MARK = { grave: "▲▲", serious: "▲", caution: "△", minor: "○", good: "✓" }
 const PENDING = "…"
 
 function render({ model, el }) {
@@ -36,10 +36,10 @@ function render({ model, el }) {
 
   // ---- the numbers
   const numbers = make("div", "numbers", root), tiles = {}
-  for (const [k, name, what] of [["N", "N*", "parameters"], ["D", "D*", "tokens"], ["ratio", "D/N", "tokens per parameter"], ["loss", "Loss", "nats per token"], ["slack", "Under 1 % lost", "any N in this range"]]) {
+  for (const [k, name, what] of [["N", "N*", "parameters"], ["D", "D*", "tokens"], ["ratio", "D/N", "tokens per parameter"], ["loss", "Loss", "nats per token"], ["slack", "Slack", "sizes that lose under 1 %"]]) {
     const t = make("div", "tile " + k, numbers), head = make("div", "name", t)
     make("b", "", head, name); make("span", "soft", head, what)
-    tiles[k] = { big: make("div", "big", t), low: make("div", "between", t) }
+    tiles[k] = { big: make("div", "big", t), low: make("div", "between", t), wide: make("div", "between", t) }
   }
 
   // ---- notes: what failed, what moved
@@ -51,7 +51,7 @@ function render({ model, el }) {
   const pickEstimator = choice(bar, "answer by", [["surface", "surface"], ["isoflop", "IsoFLOP line"]], v => set({ estimator: v }))
   const pickLaw = choice(bar, "form", fixed.laws, v => set({ law: v }))
   const pickLoss = choice(bar, "loss", fixed.losses, v => { const [loss, delta] = v.split(":"); set({ loss, delta: delta === "auto" ? delta : +delta }) })
-  const pickWindow = choice(bar, "smallest budgets", fixed.windows.map(k => [k, k ? `drop ${k}` : "keep all"]), v => set({ skip: v }))
+  const pickWindow = choice(bar, "budgets", fixed.windows.map(k => [k, k ? `−${k}` : "all", k ? `without the ${k} smallest` : "all budgets"]), v => set({ skip: v }))
 
   // ---- charts
   const charts = make("div", "charts", root)
@@ -125,9 +125,8 @@ function render({ model, el }) {
     put(tiles.N.big, si(v.N)); put(tiles.N.low, between(v.Ni, si)); put(tiles.D.big, si(v.D)); put(tiles.D.low, between(v.Di, si))
     put(tiles.ratio.big, finite(v.N) ? si(v.D / v.N) : "-"); put(tiles.ratio.low, v.Ni ? `${L} %: ${si(v.Di[0] / v.Ni[1])} to ${si(v.Di[1] / v.Ni[0])}` : "")
     put(tiles.loss.big, finite(v.loss) ? fix(v.loss) : "withheld"); put(tiles.loss.low, finite(v.loss) ? between(v.li, fix) : far > 100 ? "too far to promise" : s.busy ? PENDING : "not known")
-    put(tiles.slack.big, v.slack ? `${si(v.slack[0], 2)} – ${si(v.slack[1], 2)}` : "-"); put(tiles.slack.low, v.slack ? "of the compute, by the law" : "a line knows no cost")
-    tiles.N.big.title = v.No ? `if the law is slightly wrong: ${si(v.No[0])} to ${si(v.No[1])}` : ""
-    tiles.D.big.title = v.Do ? `if the law is slightly wrong: ${si(v.Do[0])} to ${si(v.Do[1])}` : ""
+    put(tiles.slack.big, v.slack ? `${si(v.slack[0], 2)} – ${si(v.slack[1], 2)}` : "-"); put(tiles.slack.low, v.slack ? "of the compute" : "a line knows no cost")
+    for (const [k, o, f] of [["N", v.No, si], ["D", v.Do, si], ["loss", finite(v.loss) ? v.lo : null, fix]]) { put(tiles[k].wide, o ? `outer: ${f(o[0])} to ${f(o[1])}` : ""); tiles[k].wide.title = o ? "if the form of the law is slightly wrong" : "" }
     const r = { x: C, min: c.ends?.[0], max: c.ends?.[2], tab: -1, label: "Compute to spend, FLOPs", text: `${exact(C)} FLOPs` }
     if (c.ends) {
       const q = quantity, y = q === "N" ? v.N : v.D
@@ -175,7 +174,7 @@ function render({ model, el }) {
     const best = (c.profiles || []).filter(p => p.best).map(p => ({ p, b: budget(p.k) }))
     const tokens = (p, n) => p.best.d * p.best.n / n
     optimum.axes.x.ends = losses.axes.x.ends = [c.ends[0] / 1.4, c.ends[2]]
-    optimum.update({ zones: zones.map(z => ({ ...z, low: true })), lines: split(c, q), bands: bands(c, q),
+    optimum.update({ zones, lines: split(c, q), bands: bands(c, q),
       spans: best.map(({ p, b }) => ({ x: p.best.c, y: q === "N" ? p.best.low : tokens(p, p.best.high), y2: q === "N" ? p.best.high : tokens(p, p.best.low), color: b.color, group: p.k })),
       points: best.map(({ p, b }) => ({ id: "m" + p.k, x: p.best.c, y: p.best[small], shape: b.shape, color: b.color, group: p.k, size: 10, head: `${b.name} FLOPs`, says: `budget ${b.name}: N ${si(p.best.n)}, D ${si(p.best.d)}`,
         tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })),
@@ -195,7 +194,7 @@ function render({ model, el }) {
     undo.disabled = !s.undo || line.mute || line.gone; reset.disabled = s.fresh || line.mute || line.gone
     put(pre, s.code)
     const [kind, text] = line.gone ? ["bad", "The kernel that this view belonged to is gone. This is its last word; run the cell again to go on."] : s.error ? ["bad", `No answer, so the last one stays, in grey. ${s.error}`]
-      : said.n && !said.ok && said.n !== dismissed ? ["bad", said.text] : line.mute ? ["", BUSY] : a.no_loss && finite(a.C) && Math.abs(a.C / C - 1) < 1e-6 ? ["", `The loss is withheld. ${a.no_loss}`] : a.no_interval ? ["", `N* has no interval: ${a.no_interval}`] : fixed.mock ? ["", fixed.mock] : ["", ""]
+      : said.n && !said.ok && said.n !== dismissed ? ["bad", said.text] : line.mute ? ["", BUSY] : a.no_loss && finite(a.C) && Math.abs(a.C / C - 1) < 1e-6 ? ["", `The loss is withheld. ${a.no_loss}`] : a.no_interval ? ["", `N* has no interval: ${a.no_interval}`] : ["", ""]
     put(note, text); note.hidden = !text; note.className = "note " + kind
     root.classList.toggle("stale", s.stale); root.classList.toggle("gone", line.gone)
     put(letter, a.grade || PENDING); letter.className = "letter " + (a.grade || ""); badge.setAttribute("aria-label", a.grade ? `grade ${a.grade}` : "grade not known yet")
