@@ -153,7 +153,7 @@ function render({ model, el }) {
       if (p.parabola) lines.push({ x: p.x, y: p.parabola, color: b.color, group: p.k, cls: (p.ok ? "" : "dashed ") + cls, free: true })
       if (p.best) {
         spans.push({ x: p.best.low, x2: p.best.high, y: p.best.l, group: p.k, free: true })
-        points.push({ id: "m" + p.k, x: p.best.n, y: p.best.l, shape: "diamond", color: "currentColor", group: p.k, size: 13, cls: "open", head: `minimum of ${b.name} FLOPs`, says: `minimum of budget ${b.name}: N ${si(p.best.n)}, loss ${p.best.l.toFixed(4)}`,
+        points.push({ id: "m" + p.k, x: p.best.n, y: p.best.l, shape: "diamond", color: "currentColor", group: p.k, size: 14, cls: "open", under: true, head: `minimum of ${b.name} FLOPs`, says: `minimum of budget ${b.name}: N ${si(p.best.n)}, loss ${p.best.l.toFixed(4)}`,
           tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })
       }
     }
