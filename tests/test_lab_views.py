@@ -10,7 +10,10 @@ SETUP = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 FIT = ".snb-fit"
 READY = "s => { const d = document.querySelector(s)?.dataset; return d && d.busy == 'false' && d.exact == 'true' }"
 PAINTED = """s => { const slide = document.querySelector(s + ' .slide'); window.paints = []
-    slide.addEventListener('input', () => { const a = performance.now(), c = new MessageChannel(); c.port1.onmessage = () => window.paints.push(performance.now() - a); requestAnimationFrame(() => c.port2.postMessage(0)) }, true) }"""
+    slide.addEventListener('input', () => {
+        const a = performance.now(), c = new MessageChannel()
+        c.port1.onmessage = () => window.paints.push(performance.now() - a)
+        requestAnimationFrame(() => c.port2.postMessage(0)) }, true) }"""
 
 
 def shot(nb, name):

@@ -28,10 +28,10 @@ function render({ model, el }) {
 
   let rest = null
   function move(v, done, exactly = false) {   // the budget: the page answers now, the kernel when the hand rests
-    C = +v.toPrecision(exactly ? 12 : 3)
+    const mine = asked = C = +v.toPrecision(exactly ? 12 : 3)    // from now on, answers to earlier questions do not move it
     paintC()
     clearTimeout(rest)
-    rest = setTimeout(() => { asked = C; press("set", { C }) }, done ? 0 : 300)
+    rest = setTimeout(async () => { if (!await press("set", { C: mine }) && asked === mine) asked = null }, done ? 0 : 300)
   }
 
   // ---- the numbers
@@ -220,7 +220,7 @@ function render({ model, el }) {
 
   // ---- the kernel
   const line = lineTo(model, () => { if (!dead) { root.dataset.mute = line.mute; paintWords() } })
-  function press(what, args = {}) { dismissed = get("said")?.n || 0; line.press(what, { args }) }
+  function press(what, args = {}) { dismissed = get("said")?.n || 0; return line.press(what, { args }) }
   const onCurves = () => { paintProfile(); paintPaths(); paintC() }
   const onState = () => {
     const s = get("state")
