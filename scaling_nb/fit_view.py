@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FitState', 'FitView']
 
-# %% ../nbs/10b_fit_view.ipynb #45e2c7ac
+# %% ../nbs/10b_fit_view.ipynb #8242764b
 import base64
 import html
 import math
@@ -25,7 +25,7 @@ from .laws import sci_format, si_format
 from .views import View
 from .yardsticks import _second_opinion, regret_band
 
-# %% ../nbs/10b_fit_view.ipynb #f9766c31
+# %% ../nbs/10b_fit_view.ipynb #c7c2909e
 @dataclass(frozen=True, eq=False)
 class _Source:
     "What a view was given, as a frame of runs"
@@ -57,7 +57,7 @@ def _of_line(fit) -> _Source:
     line = 'runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, budget=fit.budgets["budget"].to_numpy()[fit.group]))'
     return _Source(_columns_of(fit, budget=fit.budgets["budget"].to_numpy()[fit.group]), (line,), ("import pandas as pd",), dict(estimator="isoflop"))
 
-# %% ../nbs/10b_fit_view.ipynb #539ba2af
+# %% ../nbs/10b_fit_view.ipynb #39be4774
 def _source(given) -> _Source:
     "A frame, a fit, a study or another holder of runs. TypeError for anything else"
     if isinstance(given, FitResult):
@@ -74,7 +74,7 @@ def _source(given) -> _Source:
                        start=dict(C=given.target) if getattr(given, "target", None) else {})
     raise TypeError(f"`runs` must be a frame of runs, a fit, or a study, but got {type(given).__name__}. `read_runs` makes a frame of a table.")
 
-# %% ../nbs/10b_fit_view.ipynb #c7caf323
+# %% ../nbs/10b_fit_view.ipynb #1f3b77eb
 @dataclass(frozen=True)
 class FitState:
     "What a FitView is set to"
@@ -91,7 +91,7 @@ class FitState:
         "What decides the fit; the rest decides what it is asked."
         return self.estimator, *((self.law, self.loss, self.delta) if self.estimator == "surface" else ()), self.skip, self.excluded
 
-# %% ../nbs/10b_fit_view.ipynb #e63cf8c4
+# %% ../nbs/10b_fit_view.ipynb #7d99ca55
 class FitView(View):
     """IsoFLOP profiles, optimum and loss of a set of runs, linked; a slider for C; other laws, losses, windows and exclusions at a click; the doubts, worst first.
 
@@ -127,7 +127,7 @@ def _flops(C) -> float:
         raise ValueError(f"`C` must be positive, finite FLOPs, but got {C!r}.")
     return float(C)
 
-# %% ../nbs/10b_fit_view.ipynb #425b8186
+# %% ../nbs/10b_fit_view.ipynb #2c417531
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     "Row, id, N, D, C, loss, budget, step (0 for the smallest budget), usable: a row per run. ValueError without runs to fit"
     loss = "loss" if "loss" in frame else "L"
@@ -155,7 +155,7 @@ def _by_gaps(C, usable):
     group, x = budget_groups(np.where(usable, C, C[usable].max())), np.log(np.where(usable, C, C[usable].max()))
     return np.exp(np.bincount(group, x) / np.bincount(group))[group]
 
-# %% ../nbs/10b_fit_view.ipynb #7314e702
+# %% ../nbs/10b_fit_view.ipynb #611e3e66
 def _keep(self, s: FitState) -> np.ndarray:
     "(R,) bool: neither excluded nor outside the window"
     return (self.table.step >= s.skip).to_numpy() & ~np.isin(self.table.row, s.excluded)
@@ -210,7 +210,7 @@ def _parabolas_of(self, s: FitState):
 
 FitView._keep, FitView._fit_of, FitView._parabolas_of = _keep, _fit_of, _parabolas_of
 
-# %% ../nbs/10b_fit_view.ipynb #721f4aea
+# %% ../nbs/10b_fit_view.ipynb #7e79049c
 def _quick_fit(self, s: FitState):
     "The fit of a setting at once: known, or by `refit` from the optimum of all runs, or the parabolas; None where it takes longer"
     if s.fit in self._known or s.estimator == "isoflop":
@@ -226,7 +226,7 @@ def _quick_fit(self, s: FitState):
 
 FitView._quick_fit = _quick_fit
 
-# %% ../nbs/10b_fit_view.ipynb #a0e0c51d
+# %% ../nbs/10b_fit_view.ipynb #2cce8e2e
 def _answer_of(self, s: FitState):
     return _once(self, (s.fit, "answer", s.C), lambda: compute_optimal(self._fit_of(s), s.C, level=self.level, **self._answer_kw))
 
@@ -277,7 +277,7 @@ def _slack(fit, grid, method) -> dict:
 
 FitView._answer_of, FitView._doubts_of, FitView._ends, FitView._grid, FitView._path_of, FitView._size_of = _answer_of, _doubts_of, _ends, _grid, _path_of, _size_of
 
-# %% ../nbs/10b_fit_view.ipynb #8f3ab7d5
+# %% ../nbs/10b_fit_view.ipynb #b48615e7
 FitView.fit = property(lambda self: self._fit_of(self._state), doc="FitResult or IsoFlopFit of the runs that are in.")
 FitView.answer = property(lambda self: self._answer_of(self._state), doc="Allocation at `state.C`. NoAnswer (a ValueError) where no optimum can be read off the runs.")
 FitView.doubts = property(lambda self: self._doubts_of(self._state), doc="What to distrust, worst first, with `severity`.")
@@ -292,7 +292,7 @@ def _frame(self) -> pd.DataFrame:  # row, id, N, D, C, loss, budget, used, why
 
 FitView.frame = _frame
 
-# %% ../nbs/10b_fit_view.ipynb #6dd76d30
+# %% ../nbs/10b_fit_view.ipynb #8d20f794
 _CHOICES = dict(estimator=("surface", "isoflop"), loss=tuple(LOSSES))
 
 
@@ -329,7 +329,7 @@ def _row(self, run) -> int:
 FitView._row = _row
 FitView.laws = property(lambda self: ("chinchilla", "coupled", *["data_constrained"] * bool(self._given.unique), *self._given.laws), doc="Forms of the surface to choose from.")
 
-# %% ../nbs/10b_fit_view.ipynb #6bf6e343
+# %% ../nbs/10b_fit_view.ipynb #87b0ad00
 def _set(self, **changes) -> str:
     "Settings by name, as in `FitState`; what moved, in a sentence. ValueError for what cannot be set."
     changes = _checked(self, changes)
@@ -379,7 +379,7 @@ def _named_runs(self, rows) -> str:
 
 FitView.set, FitView.exclude, FitView.include, FitView.toggle, FitView._named = _set, _exclude, _include, _toggle, _named_runs
 
-# %% ../nbs/10b_fit_view.ipynb #61cae81d
+# %% ../nbs/10b_fit_view.ipynb #8d7a924b
 def _undo(self) -> str:
     "The setting before, at the same C; what moved."
     if not self._past:
@@ -394,7 +394,7 @@ def _reset(self) -> str:
 
 FitView.undo, FitView.reset = _undo, _reset
 
-# %% ../nbs/10b_fit_view.ipynb #a1ec460d
+# %% ../nbs/10b_fit_view.ipynb #f173d011
 def _go(self, state: FitState, cause: str = "", remember: bool = True) -> str:
     "To another state; what moved"
     with self._lock:
@@ -480,7 +480,7 @@ def _between(ends) -> str:
 FitView._known_answer = _known_answer
 FitView._go, FitView._refit, FitView._fail, FitView._say_moved = _go, _refit, _fail, _say_moved
 
-# %% ../nbs/10b_fit_view.ipynb #eb7d5bce
+# %% ../nbs/10b_fit_view.ipynb #2c6883d1
 def _steps(self):
     s = self._state
     def put(**found):
@@ -520,7 +520,7 @@ def _show_first(self):
 
 FitView.steps, FitView._show_first = _steps, _show_first
 
-# %% ../nbs/10b_fit_view.ipynb #9d6d2a24
+# %% ../nbs/10b_fit_view.ipynb #03224944
 def _cut(self, s) -> str:
     "The window as a condition on `runs`, rounded as far as it still parts the same budgets"
     t, column = self.table[self.table.usable], self.table.attrs["window"]
@@ -571,7 +571,7 @@ def _code(self) -> str:
 
 FitView.code = _code
 
-# %% ../nbs/10b_fit_view.ipynb #f1cf7276
+# %% ../nbs/10b_fit_view.ipynb #a40c9223
 def _sig(v, digits=5):
     "A JSON number, or a list of them; None for a gap"
     if isinstance(v, (list, tuple, np.ndarray, pd.Series)):
@@ -599,7 +599,7 @@ def _fixed_part(self) -> dict:
 def _is_mock(self) -> bool:
     return "mock" in self._given.frame and bool(self._given.frame["mock"].any())
 
-# %% ../nbs/10b_fit_view.ipynb #06088c70
+# %% ../nbs/10b_fit_view.ipynb #78b4951c
 def _curves_part(self) -> dict:
     "The path over C, and along each budget the parabola and the surface"
     g = self._good
@@ -647,7 +647,7 @@ def _profiles(self, fit, s, points=25) -> list:
         out.append(one)
     return out
 
-# %% ../nbs/10b_fit_view.ipynb #2d2345a3
+# %% ../nbs/10b_fit_view.ipynb #99b482f1
 def _answer_part(self) -> dict:
     "The numbers at one budget, the letter with its reason, what was checked, the doubts"
     g = self._good
@@ -679,7 +679,7 @@ def _parts_of(self) -> dict:
 
 FitView.parts = _parts_of
 
-# %% ../nbs/10b_fit_view.ipynb #366e0ea6
+# %% ../nbs/10b_fit_view.ipynb #691b43fd
 def _head(self) -> str:
     s, t = self._state, self.table
     used, out = int((self._keep(s) & t.usable).sum()), len(s.excluded)

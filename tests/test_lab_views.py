@@ -113,6 +113,8 @@ def test_a_fit_is_turned_by_hand(notebook):
     expect(page.locator(".snb-still")).to_be_visible(timeout=60_000)
     expect(page.locator(".snb-still img")).to_be_visible()
     expect(page.locator(".snb-still")).to_contain_text("42 of 42 runs")
-    assert "model not found" not in page.locator(".jp-Notebook").inner_text()
+    page.wait_for_timeout(1500)
+    said = page.locator(".jp-Notebook").inner_text()
+    assert "model not found" not in said and "Loading widget" not in said
     if os.environ.get("SHOTS"):
         page.screenshot(path=os.path.join(os.environ["SHOTS"], "fit-reopened.png"))

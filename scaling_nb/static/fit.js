@@ -190,7 +190,7 @@ function render({ model, el }) {
     pickEstimator(s.estimator); pickLaw(s.law); pickLoss(s.loss); pickWindow(s.skip)
     for (const b of bar.querySelectorAll("button")) b.disabled = line.mute || line.gone || (s.estimator === "isoflop" && !b.closest(".choice").matches(":first-child,:last-child"))
     const out = s.excluded.length, hint = out ? "" : " Click a run, or press Enter on it, to leave it out."
-    put(moved, s.stale && !s.error ? "Fitting …" : s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing ? `; ${fixed.missing} have no loss` : ""}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
+    put(moved, s.stale && !s.error ? "Fitting …" : s.error && s.moved ? s.moved.split(": no answer")[0] + ": no answer." : s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing ? `; ${fixed.missing} have no loss` : ""}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
     undo.disabled = !s.undo || line.mute || line.gone; reset.disabled = s.fresh || line.mute || line.gone
     put(pre, s.code)
     const [kind, text] = line.gone ? ["bad", "The kernel that this view belonged to is gone. This is its last word; run the cell again to go on."] : s.error ? ["bad", `No answer, so the last one stays, in grey. ${s.error}`]
