@@ -5,22 +5,19 @@
 # %% auto #0
 __all__ = ['STILL_S', 'FollowedRun', 'RunTail', 'time_left', 'left_text', 'status_text', 'failure_lines', 'short_traceback',
            'group_names', 'live_chart', 'live_profile', 'profile_lines', 'RunWidget', 'curve_bytes', 'read_curve',
-           'in_kernel', 'RunView', 'control_state']
+           'RunView', 'control_state']
 
 # %% ../nbs/10_widgets.ipynb #e99b2090
 import html
 import json
 import math
 import os
-import sys
 import threading
 import time
 import uuid
 from dataclasses import dataclass, field
-from importlib import resources
 
 import altair as alt
-import anywidget
 import numpy as np
 import pandas as pd
 import traitlets
@@ -31,6 +28,7 @@ from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
 from .records import QUIET_S, open_storage
 from .sweep import format_seconds
+from .views import _EMPTY, ViewWidget, in_kernel, view_script
 
 # %% ../nbs/10_widgets.ipynb #6873f995
 def _about(spec) -> dict:
@@ -394,14 +392,9 @@ def profile_lines(
 
 # %% ../nbs/10_widgets.ipynb #96639de1
 _STATES = ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED")   # the order that live.js knows
-_EMPTY = "export default { render() {} }"
 
 
-def _static(name: str) -> str:
-    return (resources.files("scaling_nb") / "static" / name).read_text(encoding="utf-8")
-
-
-class RunWidget(anywidget.AnyWidget):
+class RunWidget(ViewWidget):
     "The browser's half of RunView: plain state."
     specs = traitlets.Dict().tag(sync=True)   # Vega-Lite of "curves" and "profile"
     runs = traitlets.List().tag(sync=True)    # What never changes of each run
@@ -410,14 +403,10 @@ class RunWidget(anywidget.AnyWidget):
     failures = traitlets.List().tag(sync=True)  # [reason, traceback], each once
     lines = traitlets.List().tag(sync=True)   # Of the profile
     status = traitlets.Dict().tag(sync=True)  # Progress, time left, doubt, and what the buttons can do
-    said = traitlets.Dict().tag(sync=True)    # How the last press of a button ended
     tick = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, **kw):
-        self._esm, self._css = vega_js(_static("live.js")), _static("look.css")
-        super().__init__(**kw)
-        if self.comm is not None:   # ipykernel 7.4 hands what a page says to whoever wrote to it last: to the cell that is busy. The page has chosen a subshell, and means it
-            self.comm._reply_subshell_for = lambda data, chosen: chosen
+        super().__init__(vega_js(view_script("parts.js", "live.js")), **kw)
 
     def set_curve(self, k: int, data: bytes):
         "Set the points of run `k`, as `curve_bytes` packs them."
@@ -449,13 +438,6 @@ def read_curve(
     "What the page reads."
     ends, places = np.log(np.frombuffer(data[:16], "<f4").astype(float).reshape(2, 2)), np.frombuffer(data[16:], "<u2").reshape(2, -1)
     return np.exp(ends[:, :1] + places / 65535 * (ends[:, 1:] - ends[:, :1]))
-
-# %% ../nbs/10_widgets.ipynb #751f5f3e
-def in_kernel() -> bool:
-    "Is this a Jupyter kernel, with a front end that may show widgets?"
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, "kernel", None) is not None
 
 # %% ../nbs/10_widgets.ipynb #e6d90af1
 class RunView:

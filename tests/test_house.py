@@ -29,7 +29,8 @@ ORDER = {  # module -> what it may import of the package
     "design": {*LAW},   # above both halves: plans ask it, and it fits
     "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation", "showing"},
     "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
-    "charts": {"sweep", "records", *LAW}, "widgets": {"charts", "decisions", "sweep", "records", *LAW},
+    "charts": {"sweep", "records", *LAW}, "views": set(), "widgets": {"views", "charts", "decisions", "sweep", "records", *LAW},
+    "fit_view": {"charts", "views", *LAW},
     "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW, "showing"},
     "rounds": {"contracts", "recipes", "sweep", "records", "laws", "design", "showing"},
     "jobs": {"contracts", "recipes", "records", "study", "sweep"}, "cli": set(),
@@ -175,8 +176,8 @@ def test_the_version_is_semantic_and_in_the_changelog():
 def test_what_the_package_ships_has_a_licence():
     "All that is not a module was written here; a script of others would need its own licence beside it."
     others = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in str(p))
-    assert others == ["py.typed", "static/live.js", "static/look.css"], "say in docs/licences.md where it comes from"
-    assert "live.js" in (ROOT/"docs"/"licences.md").read_text()
+    assert others == ["py.typed", "static/fit.js", "static/live.js", "static/look.css", "static/parts.js", "static/plot.js"], "say in docs/licences.md where it comes from"
+    assert "static/*.js" in (ROOT/"docs"/"licences.md").read_text()
 
 
 def test_no_stored_output_has_an_error_a_path_or_a_url_to_a_cdn():

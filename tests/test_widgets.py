@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scaling_nb import widgets as wd
 from scaling_nb.records import MetricsLog, open_storage
 from scaling_nb.sweep import RunSpec
+from scaling_nb.views import _static
 
 SPECS = {f"run{i}": RunSpec(budget=1e9 * 4 ** (i // 3), size=8 * (i % 3 + 1), N=1000 * (i + 1), D=60_000, flops_per_token=6000. * (i + 1)) for i in range(6)}
 
@@ -514,8 +515,8 @@ def test_a_notebook_that_is_saved_meanwhile_holds_the_state(tmp_path, monkeypatc
 
 
 def test_nothing_of_the_page_is_fetched_and_a_finished_sweep_stays_small(tmp_path):
-    for name in ("live.js", "look.css"):
-        text = wd._static(name).replace("http://www.w3.org/2000/svg", "")
+    for name in ("parts.js", "plot.js", "live.js", "fit.js", "look.css"):
+        text = _static(name).replace("http://www.w3.org/2000/svg", "").replace("url(#", "")
         assert "http" not in text and "import " not in text and "url(" not in text
     storage = open_storage(tmp_path)
     specs = {f"r{i:02d}": RunSpec(budget=1e9 * 4 ** (i // 8), size=8 * (i % 8 + 1), N=1000 * 2 ** (i // 8) * (i % 8 + 1), D=500_000, flops_per_token=6e3) for i in range(40)}

@@ -6,73 +6,7 @@ const MARKS = { PENDING: "·", RUNNING: "▶", STOPPED: "‖", SUCCEEDED: "✓",
 const WORDS = { PENDING: "waiting", RUNNING: "running", STOPPED: "stopped", SUCCEEDED: "done", FAILED: "failed" }
 const RANK = [3, 0, 2, 4, 1]          // running, failed, stopped, waiting, done
 const SILENT_S = 30                    // without a tick for so long, the view says so
-const ANSWER_MS = 3000                 // a kernel that can hear answers within this
 const PAD = { left: 60, right: 16, top: 8, bottom: 44 }   // of a chart; fixed, so that nothing jumps as labels change
-const SVG = "http://www.w3.org/2000/svg"
-const SHAPES = { circle: "M5 0a5 5 0 1 0 .01 0z", square: "M.6 .6h8.8v8.8H.6z", "triangle-up": "M5 0 10 9.4H0z", diamond: "M5-.6 10.6 5 5 10.6-.6 5z", "triangle-down": "M5 10 10 .6H0z",
-  cross: "M3.2 0h3.6v3.2H10v3.6H6.8V10H3.2V6.8H0V3.2h3.2z", "triangle-right": "M10 5 .6 10V0z" }
-
-// ---------------------------------------------------------------- small things
-
-function make(tag, cls, parent, text) {
-  const e = document.createElement(tag)
-  if (cls) e.className = cls
-  if (text !== undefined) e.textContent = text
-  return parent ? parent.appendChild(e) : e
-}
-
-function button(cls, text, parent, go, label) {
-  const b = make("button", cls, parent, text)
-  b.type = "button"
-  if (label) b.setAttribute("aria-label", label)
-  b.addEventListener("click", e => { e.stopPropagation(); go(e) })
-  return b
-}
-
-function put(e, text) { if (e.textContent !== text) e.textContent = text }
-
-function draw(tag, parent, attributes) {
-  const e = parent.appendChild(document.createElementNS(SVG, tag))
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v)
-  return e
-}
-
-function symbol(parent, shape, color) {
-  const s = draw("svg", parent, { viewBox: "0 0 10 10", "aria-hidden": "true" })
-  draw("path", s, { d: SHAPES[shape] || SHAPES.circle, fill: color })
-}
-
-function si(x, digits = 3) {
-  if (x === null || x === undefined || !isFinite(x)) return "-"
-  x = +x.toPrecision(digits)
-  const power = Math.abs(x) < 1000 ? 0 : Math.min(Math.floor(Math.log10(Math.abs(x)) / 3 + 1e-9), 4), v = x / 1000 ** power
-  return v.toFixed(power === 0 && x === Math.round(x) ? 0 : Math.max(digits - 1 - Math.floor(Math.log10(Math.abs(v) || 1) + 1e-9), 0)) + ["", "k", "M", "B", "T"][power]
-}
-
-function logTicks(lo, hi, n) {         // round values; evenly spaced ones where the axis spans less than a factor of three
-  const round = v => +v.toPrecision(6), out = []
-  if (hi < 3 * lo) {
-    const raw = (hi - lo) / n, p = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 2.5, 5, 10].map(m => m * p).find(s => s >= raw)
-    for (let i = Math.ceil(lo / step); i <= Math.floor(hi / step); i++) out.push(round(i * step))
-    return out
-  }
-  let ticks = []
-  for (const steps of [[1, 1.5, 2, 3, 4, 5, 6, 8], [1, 2, 3, 5], [1, 2, 5], [1, 3], [1]]) {
-    ticks = []
-    for (let p = Math.floor(Math.log10(lo)); p <= Math.ceil(Math.log10(hi)); p++) for (const m of steps) { const v = +`${m}e${p}`; if (v >= lo && v <= hi) ticks.push(v) }
-    if (ticks.length <= n) return ticks
-  }
-  const by = Math.ceil(ticks.length / n)
-  return ticks.filter((_, i) => i % by === 0)
-}
-
-function within(old, lo, hi) {         // the ends of an axis: they stay while the data fit and do not shrink to a corner
-  if (!(lo > 0) || !(hi > 0)) return old
-  const a = Math.log(lo), b = Math.log(hi)
-  if (old && a >= Math.log(old[0]) && b <= Math.log(old[1]) && b - a > .55 * (Math.log(old[1]) - Math.log(old[0]))) return old
-  const pad = Math.max(.08 * (b - a), .02)
-  return [Math.exp(a - pad), Math.exp(b + pad)]
-}
 
 function curve(data) {                 // as `curve_bytes` packs it: two arrays
   if (!data || !data.byteLength) return { x: new Float64Array(), y: new Float64Array() }
@@ -81,8 +15,6 @@ function curve(data) {                 // as `curve_bytes` packs it: two arrays
   for (let i = 0; i < n; i++) { x[i] = Math.exp(x0 + q[i] / 65535 * (x1 - x0)); y[i] = Math.exp(y0 + q[n + i] / 65535 * (y1 - y0)) }
   return { x, y }
 }
-
-const finite = v => v !== null && v !== undefined && isFinite(v)
 
 // ---------------------------------------------------------------- a chart whose axes are ours
 
@@ -130,13 +62,10 @@ class Chart {
 // ---------------------------------------------------------------- the view
 
 async function render({ model, el }) {
-  const root = make("div", "snb snb-run", el)
-  root.dataset.lmSuppressShortcuts = "true"          // keys pressed in here are not commands of the notebook
-  root.addEventListener("keydown", e => { if (e.target !== root) e.stopPropagation() })
   const get = name => model.get(name)
-  if (get("status").view) make("style", "", root).textContent = `.snb-still[data-view="${get("status").view}"]{display:none}`   // what a reader without a kernel gets in its place
+  const root = rootOf(el, "snb-run", get("status").view)
   const picked = new Set(), states = new Set(), groups = new Set()      // what the reader has chosen: runs by id, states, groups of the legend
-  let by = "budget", words = "", sort = { column: "state", down: false }, cursor = null, asking = null, zoom = null, hovered = null, gone = "", silent = false, mute = false, lastTick = Date.now(), dead = false
+  let by = "budget", words = "", sort = { column: "state", down: false }, cursor = null, asking = null, zoom = null, hovered = null, gone = "", silent = false, lastTick = Date.now(), dead = false
 
   // ---- head: how far, how long, pause
   const head = make("div", "head", root), count = make("span", "count", head), share = make("span", "soft", head), left = make("span", "left", head), acts = make("span", "acts", head)
@@ -162,7 +91,7 @@ async function render({ model, el }) {
     bar.setAttribute("aria-valuetext", `${count.textContent}, ${share.textContent}, ${left.textContent}`)
     acts.hidden = !can
     put(pause, can?.paused ? "Resume" : "Pause")
-    pause.disabled = !can || !can.alive || can.over || mute
+    pause.disabled = !can || !can.alive || can.over || kernel.mute
     paintNote()
   }
 
@@ -171,7 +100,7 @@ async function render({ model, el }) {
     const [kind, text] = gone ? ["bad", gone] : silent ? ["bad", `No news from the kernel for ${Math.round((Date.now() - lastTick) / 1000)} s: it is gone, or very busy. This is its last word; run the cell again to follow the runs.`]
       : said.n && !said.ok && said.n !== dismissed ? ["bad", said.text]
       : s.error ? ["bad", s.error] : can?.error ? ["bad", `Whoever trains does not answer: ${can.error}`]
-      : mute ? ["", "The kernel is busy with a cell and hears no buttons meanwhile. Interrupt the kernel (Ctrl-C, or ■ above) to pause."]
+      : kernel.mute ? ["", "The kernel is busy with a cell and hears no buttons meanwhile. Interrupt the kernel (Ctrl-C, or ■ above) to pause."]
       : can && !can.alive && live ? ["", "Nobody trains these runs just now. The same run_sweep line goes on with them."]
       : s.doubt ? ["", s.doubt] : ["", ""]
     put(note, text); note.hidden = !text; note.className = "note " + kind
@@ -180,28 +109,13 @@ async function render({ model, el }) {
   let dismissed = 0
 
   // ---- asking the kernel: first whether it hears, then what is wanted
-  const pending = new Map()
-  let asked = 0, heard = 0             // numbers of the last question, and of the last one that was answered
-  function ping() {
-    const id = ++asked
-    return new Promise(answer => {
-      pending.set(id, answer)
-      model.send({ ping: id })
-      setTimeout(() => { if (pending.has(id)) { pending.delete(id); if (heard < id) hears(false); answer(false) } }, ANSWER_MS)
-    })
-  }
-  function hears(yes) { if (mute === yes) { mute = !yes; root.dataset.mute = mute; paintHead(); paintActs() } }
-  function onMessage(m) {
-    if (!("pong" in m)) return
-    const answer = pending.get(m.pong)
-    pending.delete(m.pong)
-    heard = Math.max(heard, m.pong)
-    if (!mute || asked - m.pong < 2) hears(true)    // late answers come in a heap when a cell has ended
-    if (answer) answer(true)
-  }
+  const kernel = lineTo(model, () => {
+    if (kernel.gone) gone = "The kernel that this view belonged to is gone. This is its last word; run the cell again to follow the runs."
+    root.dataset.mute = kernel.mute; paintHead(); paintActs()
+  }, !!get("status").can)
   async function press(what, run) {
     dismissed = get("said").n || 0
-    if (await ping()) model.send({ press: what, run: run ?? null })
+    await kernel.press(what, { run: run ?? null })
   }
 
   // ---- filters
@@ -468,7 +382,7 @@ async function render({ model, el }) {
       if (trs[k].state !== name) { trs[k].state = name; tr.classList.remove(...STATES); tr.classList.add(name); put(td.mark, MARKS[name]); put(td.word, WORDS[name]) }
       tell(k, reason, trace)
       if (!trs[k].near && trs[k].run === run) return               // it is painted when it is scrolled to
-      const key = JSON.stringify([row(k), mute])
+      const key = JSON.stringify([row(k), kernel.mute])
       if (trs[k].key === key && trs[k].run === run) return
       if (trs[k].run !== run) {
         trs[k].run = run; tr.dataset.run = run.id; tr.setAttribute("aria-selected", picked.has(run.id))
@@ -492,7 +406,7 @@ async function render({ model, el }) {
 
   function act(k, asked) {             // what can be done with a run: cancel, which asks once more, or retry
     const { td, tr } = trs[k], can = get("status").can, ended = STATES[row(k)[0]], now = asked ? "note:" + asked : asking === k ? "sure" : !can ? "" : ended === "FAILED" ? "retry" : ended === "SUCCEEDED" || !can.alive ? "" : "cancel"
-    const key = now + mute
+    const key = now + kernel.mute
     if (td.act.dataset.now === key) return
     const focused = td.act.contains(document.activeElement)
     td.act.dataset.now = key; td.act.textContent = ""
@@ -503,7 +417,7 @@ async function render({ model, el }) {
       button("push small", "keep", td.act, () => { asking = null; act(k, "") }, `keep ${name}`).focus()
     } else if (now) {
       const b = button("push small", now, td.act, () => { if (now === "cancel") { asking = k; act(k, "") } else { act(k, "asking"); press("retry", get("runs")[k].id) } }, `${now} ${name}`)
-      b.disabled = mute
+      b.disabled = kernel.mute
     }
     for (const b of td.act.querySelectorAll("button")) b.tabIndex = k === cursor ? 0 : -1
     if (focused && now !== "sure") (td.act.querySelector("button:not(:disabled)") || tr).focus()
@@ -609,20 +523,18 @@ async function render({ model, el }) {
     if (said.run && !said.ok) { const k = get("runs").findIndex(r => r.id === said.run); if (k >= 0) { trs[k].key = ""; trs[k].td.act.dataset.now = "?" } }
     update()
   }
-  function onGone() { gone = "The kernel that this view belonged to is gone. This is its last word; run the cell again to follow the runs."; paintNote() }
-  const watch = setInterval(() => { const was = silent; silent = Date.now() - lastTick > 1000 * SILENT_S; if (silent || was) paintNote(); if (mute && !silent && !gone) ping() }, 2000)
+  const watch = setInterval(() => { const was = silent; silent = Date.now() - lastTick > 1000 * SILENT_S; if (silent || was) paintNote() }, 2000)
   let width = 0
   const sized = new ResizeObserver(() => { if (Math.abs(root.clientWidth - width) > 4) { width = root.clientWidth; update() } })
   sized.observe(root)
   const theme = new MutationObserver(() => setTimeout(update, 300))      // light to dark, without a tick
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] })
-  const events = { "change:tick": onTick, "change:said": onSaid, "msg:custom": onMessage, "comm_live_update": onGone }
+  const events = { "change:tick": onTick, "change:said": onSaid }
   for (const name in events) model.on(name, events[name])
   await update()
-  if (get("status").can) { ping(); setTimeout(() => { if (!heard && !dead) ping() }, 1200) }    // the first may be sent before its subshell is there
   return () => {
     dead = true
-    clearInterval(watch); sized.disconnect(); theme.disconnect(); seen.disconnect()
+    kernel.close(); clearInterval(watch); sized.disconnect(); theme.disconnect(); seen.disconnect()
     for (const name in events) model.off(name, events[name])
     curves.close(); profile.close()
   }
