@@ -53,7 +53,7 @@ SAID = dict(
     serving=["price 3.80e21, 41.8 % less", "no more than 700M parameters, which it takes",
              "below_floor: 1.8 nats", "not C and loss together", "loss withheld. The loss lies 1,000x beyond"],
     when_not_to_trust=["one budget only", "only D/N = 20 observed", "no scaling signal", "but got 4",
-                       "TOO_FEW_RUNS, residuals under 1e-9: True, interval None", "row 17 has L=nan", "34 used, 1 dropped: row 17", "row 17 has D=0.0",
+                       "TOO_FEW_RUNS, residuals under 1e-9: True, interval None", "row 17 has loss=nan", "34 used, 1 dropped: row 17", "row 17 has D=0.0",
                        "rows 17, 30, 3", "5 of 5 budgets without a minimum", "35 exact duplicates", "Left out: 1.0e20 (edge)",
                        "too little loss at 1.0e20, by 1.2 % (red", "loss None: too_far", "loss None: contradicted", "hold-out D: 0 of 1 inside"],
     known_results=["'32.19B', '40.36B', '72.25B'", "-0.44 %", "+0.86 %", "11.2 to 10.0", "-23.116", "shift N* by +16.2 %"])
