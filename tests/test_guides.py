@@ -120,3 +120,37 @@ def test_what_the_page_on_security_says_is_so(tmp_path):
         values[5].strip(), "(True, True, set())", values[7].strip()]
     assert "FAILED - RuntimeError: the checkpoint cannot be read (UnpicklingError)" in values[5] and values[5].endswith("its code ran: False\n")
     assert "checkpoint" in values[7] and values[7].endswith("False)")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_your_own_model(tmp_path):
+    "Every mistake is met with its sentence, and the small sweep shows the valley that the page speaks of."
+    nb = nbformat.read(ROOT / "nbs" / "guides" / "your_own_model.ipynb", 4)
+    nb.cells.insert(-1, nbformat.v4.new_code_cell("""
+import json
+mean = study.runs.groupby(["budget", "N"]).loss.mean().unstack("N")
+print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=mean.iloc[0].tolist(), N=answer.N, interval=answer.N_interval, D=answer.D, unique=short.epochs)))"""))
+    NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = json.loads(nb.cells.pop(-2).outputs[-1]["text"])
+    pages.keep(ROOT / "nbs" / "guides" / "your_own_model.ipynb", nb)
+    text = " ".join(text_of(nb).split())
+    wanted = ["unexpected keyword argument 'chanels'", "sizes 4 and 8 both gave 2,066", "must return a dict of keyword arguments, but size 2 gave tuple", "but got a tensor of shape (4,)",
+              "it does not depend on the parameters", "Target 10 is out of bounds", "epochs = 6.57 is over 4", "CNN(pyramid) 4 548 30432.0 56", "ViT(grown) 4 49984", "22 of 22 runs finished",
+              "that loss is not to be had with these data"]
+    assert [s for s in wanted if s not in text] == []
+    best = said["top"].index(min(said["top"]))
+    assert 0 < best < len(said["sizes"]) - 1 and said["top"][-1] > min(said["top"]) + .2 and said["top"][0] > min(said["top"]) + .1, "a valley"
+    assert all(high < low - .05 for low, high in zip(said["low"], said["top"])) and max(said["low"]) < 2.1
+    assert said["interval"][0] < said["N"] < said["interval"][1] and said["unique"] == pytest.approx(said["D"] / 20_000)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_compare_architectures(tmp_path):
+    text = " ".join(text_of(executed("compare_architectures", tmp_path)).split())
+    wanted = ["they cross within reach: one is better below, the other above", "CNN below, ViT above", "1.00e9 CNN is better", "not said: over 100 times the smaller sweep", "inside the interval: True",
+              "the CNN is better at this budget, by far more than", "A rehearsal must not be compared with measurements", "must have a fitted surface to be compared, but 'CNN' has none",
+              "Losses compare on the same held-out data", "The recipes differ in lr"]
+    assert [s for s in wanted if s not in text] == []
+    assert text.count("mock: losses drawn from a known law, not measured") >= 4, "nobody takes the rehearsal for a measurement"
