@@ -588,7 +588,8 @@ def _reach_warnings(fit, C, N, D, held):
     elif confirmed > 1.02:
         out += [(4, f"{_times(far)} extrapolation, of which hold-out runs have confirmed {_times(confirmed)}.")] if beyond > 10.2 else []
     elif far > 1.02 and failed:
-        out.append((2, f"{_times(far)} extrapolation, and the {'run that was' if failed == 1 else f'{failed} runs that were'} held out did not confirm the law: the intervals assume that it holds that far."))
+        which = "the run that was" if failed == 1 else f"the {failed} runs that were"
+        out.append((2, f"{_times(far)} extrapolation, and {which} held out did not confirm the law: the intervals assume that it holds that far."))
     elif far > 1.02:
         out.append((4, f"{_times(far)} extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
     elif C < fit.C.min() / 1.02:
@@ -779,7 +780,9 @@ def _statement(asked, C):
     D = float(C / fit.flops_per_token(N))
     spread = max(estimates.values()) / min(estimates.values()) if len(estimates) > 1 else None
     refusal = loss_refusal(fit, C, asked.held) if loss is not None else None
-    refusals = (dict(loss=refusal) if refusal else {}) | (dict(N_interval=Refusal("no_interval", found["why"], found.get("remedy", "Add runs."))) if found["N"] is None and asked.interval is not None else {})
+    refusals = dict(loss=refusal) if refusal else {}
+    if found["N"] is None and asked.interval is not None:
+        refusals["N_interval"] = Refusal("no_interval", found["why"], found.get("remedy", "Add runs."))
     given = lambda v: None if refusal else v
     warnings = (asked.said + _reach_warnings(fit, C, N, D, asked.held) + _fit_warnings(fit, found, asked.bias)
                 + _disagreement(estimates, spread, asked.method, found["N"], losses, given(found["loss"])))

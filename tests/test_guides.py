@@ -130,7 +130,8 @@ def test_your_own_model(tmp_path):
     nb.cells.insert(-1, nbformat.v4.new_code_cell("""
 import json
 mean = study.runs.groupby(["budget", "N"]).loss.mean().unstack("N")
-print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=mean.iloc[0].tolist(), N=answer.N, interval=answer.N_interval, D=answer.D, unique=short.epochs)))"""))
+print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=mean.iloc[0].tolist(),
+     N=answer.N, interval=answer.N_interval, D=answer.D, unique=short.epochs)))"""))
     NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = json.loads(nb.cells.pop(-2).outputs[-1]["text"])
     pages.keep(ROOT / "nbs" / "guides" / "your_own_model.ipynb", nb)
