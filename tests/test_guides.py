@@ -151,7 +151,7 @@ print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=
 def test_compare_architectures(tmp_path):
     text = " ".join(text_of(executed("compare_architectures", tmp_path)).split())
     wanted = ["they cross within reach: one is better below, the other above", "CNN below, ViT above", "1.00e9 CNN is better", "not said: over 100 times the smaller sweep",
-              "inside the interval: True",
+              "the outer: True",   # the inner one misses one time in ten, by another draw
               "the CNN is better at this budget, by far more than", "A rehearsal must not be compared with measurements", "must have a fitted surface to be compared, but 'CNN' has none",
               "Losses compare on the same held-out data", "The recipes differ in lr"]
     assert [s for s in wanted if s not in text] == []
