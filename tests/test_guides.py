@@ -150,7 +150,7 @@ print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=
 @pytest.mark.timeout(400)
 def test_compare_architectures(tmp_path):
     text = " ".join(text_of(executed("compare_architectures", tmp_path)).split())
-    wanted = ["they cross within reach: one is better below, the other above", "CNN below, ViT above", "1.00e9 CNN is better", "not said: over 100 times the smaller sweep",
+    wanted = ["they cross within reach: one is better below, the other above", "CNN below, ViT above", "1.00e10 CNN is better", "not said: over 100 times the smaller sweep",
               "the outer: True",   # the inner one misses one time in ten, by another draw
               "the CNN is better at this budget, by far more than", "A rehearsal must not be compared with measurements", "must have a fitted surface to be compared, but 'CNN' has none",
               "Losses compare on the same held-out data", "The recipes differ in lr"]
