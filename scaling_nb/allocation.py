@@ -203,8 +203,9 @@ def _held_criterion(al):
         off = abs(h["error"])
         return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= (2 if h["inside"] is None else 1) else "D"
     worst = max(judged, key=lambda h: (letter(h), abs(h["error"])))
-    inside = sum(bool(h["inside"]) for h in judged)
-    return Criterion("hold-out", letter(worst), f"{inside} of {len(judged)} inside the band; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget{aside}")
+    banded = [h["inside"] for h in judged if h["inside"] is not None]
+    band = f"{sum(banded)} of {len(banded)} inside the band" if banded else "no band was to be had"
+    return Criterion("hold-out", letter(worst), f"{band}; the worst promised {_off(worst['error'])}, at {_times(worst['factor'])} the largest budget{aside}")
 
 # %% ../nbs/08_allocation.ipynb #a1a00007
 def _forecast_criterion(al):
@@ -452,8 +453,9 @@ def _intervals(fit, budgets, level, interval, n_boot, seed, bias):
     if isinstance(fit, IsoFlopFit):
         return _line_intervals(fit, budgets, level, n_boot, seed, bias)
     if fit.form != "chinchilla":
-        other = "Fit law='chinchilla' to the same runs, and compare the two: where they agree on N*, its interval serves."
-        return {C: _NOTHING | dict(why=f"intervals are had for the Chinchilla surface, and this is a fit of {fit.form!r}.", remedy=other) for C in budgets}
+        runs = "the runs that repeat no tokens" if fit.form == "data_constrained" else "the same runs"
+        return {C: _NOTHING | dict(why=f"intervals are had for the Chinchilla surface, and this is a fit of {fit.form!r}.",
+                                   remedy=f"For one to compare with, fit law='chinchilla' to {runs}, or `fit_isoflop` where they lie on budgets.") for C in budgets}
     return _surface_intervals(fit, budgets, level, interval, n_boot, seed)
 
 # %% ../nbs/08_allocation.ipynb #691d493e
@@ -577,15 +579,18 @@ def loss_refusal(
     return None
 
 # %% ../nbs/08_allocation.ipynb #5deeaa82
-def _reach_warnings(fit, C, N, D, confirmed):
+def _reach_warnings(fit, C, N, D, held):
     "How far the answer lies beyond the runs: (severity, sentence)"
-    far, out = C / fit.C.max(), []
-    beyond = far / confirmed
+    far, out, confirmed = C / fit.C.max(), [], _confirmed(held)
+    beyond, failed = far / confirmed, sum(h["error"] is not None and h["factor"] > 1.02 for h in held)
     if beyond > 102:
         out.append((1, f"{_times(far)} extrapolation: the intervals cover chance, not the form of the law. "
                        "Check a run at an intermediate budget first, and quote no loss."))
     elif confirmed > 1.02:
         out += [(4, f"{_times(far)} extrapolation, of which hold-out runs have confirmed {_times(confirmed)}.")] if beyond > 10.2 else []
+    elif far > 1.02 and failed:
+        which = "the run that was" if failed == 1 else f"the {failed} runs that were"
+        out.append((2, f"{_times(far)} extrapolation, and {which} held out did not confirm the law: the intervals assume that it holds that far."))
     elif far > 1.02:
         out.append((4, f"{_times(far)} extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
     elif C < fit.C.min() / 1.02:
@@ -605,7 +610,7 @@ def _fit_warnings(fit, found, bias):
     "What the fit that answers says against itself: (severity, sentence)"
     N_int, out = found["N"], []
     if N_int is None:
-        out.append((2, f"No interval could be had: {found['why']}"))
+        out.append((2, f"No interval could be had: {found['why']} {found.get('remedy', '')}".strip()))
     if isinstance(fit, IsoFlopFit):
         if not fit.interior.all() and N_int is not None:
             out.append((3, fit.message))
@@ -694,8 +699,12 @@ def _on_data(al, fit, unique_tokens) -> dict:
     if not 0 < unique < math.inf:
         raise ValueError(f"`unique_tokens` must be a positive, finite number of tokens, or None where they do not run out, but got {unique_tokens!r}.")
     out = dict(unique_tokens=float(unique), epochs=al.D / unique)
-    if al.D <= 4 * unique or isinstance(getattr(fit, "law", None), DataConstrainedLaw):
+    if al.D <= 2.04 * unique or isinstance(getattr(fit, "law", None), DataConstrainedLaw):
         return out
+    fresh = f"N*, D* and the loss are those of tokens that are all new, but D* passes {al.D / unique:.3g} times over {si_format(unique)} unique ones"
+    if al.D <= 4 * unique:
+        return out | dict(warnings=(*al.warnings, f"{fresh}: a pass up to the fourth costs little, but something."))
+    out |= dict(warnings=(f"{fresh}: that loss is not to be had with these data.", *al.warnings))
     if isinstance(fit, IsoFlopFit) or not isinstance(fit.law, ChinchillaLaw):
         why = Refusal("no_law", f"D* passes {al.D / unique:.3g} times over the data, and no Chinchilla surface answers that could be told of repeated tokens.",
                       "Fit law='data_constrained' to runs that repeat tokens.")
@@ -772,11 +781,11 @@ def _statement(asked, C):
     D = float(C / fit.flops_per_token(N))
     spread = max(estimates.values()) / min(estimates.values()) if len(estimates) > 1 else None
     refusal = loss_refusal(fit, C, asked.held) if loss is not None else None
-    unsure = Refusal("no_interval", found["why"], found.get("remedy", "Add runs.")) if found["N"] is None and asked.interval is not None else None
-    refusals = {k: v for k, v in dict(loss=refusal, N_interval=unsure).items() if v}
+    refusals = dict(loss=refusal) if refusal else {}
+    if found["N"] is None and asked.interval is not None:
+        refusals["N_interval"] = Refusal("no_interval", found["why"], found.get("remedy", "Add runs."))
     given = lambda v: None if refusal else v
-    confirmed = _confirmed(asked.held)
-    warnings = (asked.said + _reach_warnings(fit, C, N, D, confirmed) + _fit_warnings(fit, found, asked.bias)
+    warnings = (asked.said + _reach_warnings(fit, C, N, D, asked.held) + _fit_warnings(fit, found, asked.bias)
                 + _disagreement(estimates, spread, asked.method, found["N"], losses, given(found["loss"])))
     return Allocation(C=C, N=N, D=D, tokens_per_param=D / N, loss=given(loss), N_interval=found["N"], D_interval=found["D"], loss_interval=given(found["loss"]), level=asked.level,
                       method=asked.method, N_outer=found["N_outer"], D_outer=found["D_outer"], loss_outer=given(found["loss_outer"]), estimates=estimates, method_spread=spread,

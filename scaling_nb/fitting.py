@@ -38,6 +38,7 @@ class FitStatus(Enum):
 # %% ../nbs/07_fitting.ipynb #e8d673a9
 def _positive(
     rows=None,  # (R,) where each run stood in the table that came, if some were left out
+    called=None,  # Name -> what the reader calls that column, where it is another
     **columns,  # Arrays (R,) by name
 ) -> list:      # The same as float arrays
     "Equal length, finite, positive; or a ValueError that names the row, counted from 0"
@@ -49,12 +50,16 @@ def _positive(
         if len(bad):
             more = f" and {len(bad) - 1} more rows" if len(bad) > 1 else ""
             drop = " Runs without a loss can be left out by nan_policy='omit'." if name == "L" and not np.isfinite(v[bad]).any() else " Look at that run, or leave it out."
-            row = bad[0] if rows is None else rows[bad[0]]
-            raise ValueError(f"`{name}` must be finite and positive, but row {row} has {name}={v[bad[0]]}{more}.{drop}")
+            row, said = bad[0] if rows is None else rows[bad[0]], (called or {}).get(name, name)
+            raise ValueError(f"`{said}` must be finite and positive, but row {row} has {said}={v[bad[0]]}{more}.{drop}")
     return list(arrays.values())
 
 # %% ../nbs/07_fitting.ipynb #f5092a59
 _COLUMNS = dict(D="D", L="loss", C="C", weights="weight", groups="group", budget="budget")
+
+def _called(N) -> dict:
+    "What the columns of a frame are called, where that is not what the arguments are"
+    return {k: v for k, v in dict(L="loss", weights="weight").items() if isinstance(N, pd.DataFrame) and v in N}
 
 def _columns(N, given: dict) -> dict:
     "Columns by name: arrays as they came, or a frame's own columns where nothing else was given"
@@ -406,15 +411,15 @@ def _own_setup(form: Form, seed, n=24):
     return lambda p: FormLaw(form, tuple(p)), starts, lower, upper, tuple(form.names)
 
 # %% ../nbs/07_fitting.ipynb #8a765a75
-def _checked_runs(columns, excluded, loss, delta):
+def _checked_runs(columns, excluded, loss, delta, called=None):
     "The columns of a fit as float arrays, and how many distinct runs; or a ValueError"
     if loss not in LOSSES:
         raise ValueError(f"`loss` must be one of {', '.join(map(repr, LOSSES))}, but got {loss!r}.")
     if delta != "auto" and not (isinstance(delta, (int, float)) and delta >= 1e-7):
         raise ValueError(f"`delta` must be 'auto' or a number of at least 1e-7, in log loss, but got {delta!r}.")
     rows = _kept(len(columns["L"]), excluded)
-    N, D, L = _positive(rows, N=columns["N"], D=columns["D"], L=columns["L"])
-    N, C, w = _positive(rows, N=N, C=6 * N * D if columns["C"] is None else columns["C"], weights=np.ones(len(N)) if columns["weights"] is None else columns["weights"])
+    N, D, L = _positive(rows, called, N=columns["N"], D=columns["D"], L=columns["L"])
+    N, C, w = _positive(rows, called, N=N, C=6 * N * D if columns["C"] is None else columns["C"], weights=np.ones(len(N)) if columns["weights"] is None else columns["weights"])
     for k in ("groups", "budget"):
         if columns[k] is not None and len(columns[k]) != len(N):
             raise ValueError(f"`{k}` must have one value per run, but got {len(columns[k])} for {len(N)} runs.")
@@ -464,7 +469,7 @@ def fit_law(
     columns, excluded = _omitted(_columns(N, dict(D=D, L=L, C=C, weights=weights, groups=groups, budget=budget)), nan_policy, _held_out(N))
     mock = bool(N["mock"].any()) if mock is None and isinstance(N, pd.DataFrame) and "mock" in N else bool(mock)
     form, params, solve = _solver_of(law, unique, seed)
-    N, D, L, C, w, groups, budget, n = _checked_runs(columns, excluded, loss, delta)
+    N, D, L, C, w, groups, budget, n = _checked_runs(columns, excluded, loss, delta, _called(N) if L is None else None)
     if n < params:
         raise ValueError(f"A law with {params} parameters needs at least {params} different runs, but got {n}. Run more sizes or budgets.")
     law, value, share, decrement, condition, names, on, delta, blind = solve(N, D, L, w, loss, delta, n)

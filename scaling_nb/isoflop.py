@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from .fitting import FitStatus, _counted, _held_out, _kept, _number, _omitted, _positive, fit_power_law, MOCK
+from .fitting import FitStatus, _called, _counted, _held_out, _kept, _number, _omitted, _positive, fit_power_law, MOCK
 from .laws import FlopsCurve, IsoFlopParabola, PowerLaw, sci_format, si_format
 from .showing import Shown, html_rows
 
@@ -356,7 +356,7 @@ def _corrected(fit, law=None):
 # %% ../nbs/07a_isoflop.ipynb #50012a9c
 def _isoflop_runs(N, given, nan_policy):
     "Float columns N, C, L, D and budget (or None), and what was left out; or a ValueError"
-    held = _held_out(N)
+    held, called = _held_out(N), _called(N) if given["L"] is None else None
     if isinstance(N, pd.DataFrame):
         frame, names = N, dict(C="C", L="loss" if "loss" in N else "L", D="D", budget="budget")
         given = {k: frame[names[k]] if v is None and names[k] in frame and frame[names[k]].notna().any() else v for k, v in given.items()}
@@ -365,7 +365,7 @@ def _isoflop_runs(N, given, nan_policy):
         raise ValueError("Parabolas need N, the loss, and C or D of every run: three arrays, or a frame with columns N, loss and C or D. `read_runs` maps the names of other tables.")
     columns, excluded = _omitted(dict(N=N) | given, nan_policy, held)
     rows = _kept(len(columns["L"]), excluded)
-    N, L = _positive(rows, N=columns["N"], L=columns["L"])
+    N, L = _positive(rows, called, N=columns["N"], L=columns["L"])
     if not len(N):
         raise ValueError("At least one run with a loss is needed, but none is left.")
     C, D = columns["C"], columns["D"]

@@ -281,6 +281,10 @@ def test_a_coupled_fit_answers_without_an_interval():
     N, D, L, C = sweep(sigma=.003)
     answer = fit_law(N, D, L, law="coupled").optimum(1e19)
     assert answer.N_interval is None and "'coupled'" in answer.warnings[0] and answer.slack[0] < answer.N < answer.slack[1]
+    remedy = answer.refusals["N_interval"].remedy
+    assert "law='chinchilla'" in remedy and "the same runs" in remedy and "Add runs" not in remedy and remedy in answer.warnings[0], "more runs would not give it one"
+    few = fit_law(*(v[[0, 6, 14, 20, 34]] for v in (N, D, L))).optimum(1e19)
+    assert few.refusals["N_interval"].remedy == "Add runs."
 
 
 def test_profile_where_the_exponents_are_poorly_separated():
@@ -487,6 +491,11 @@ def test_a_line_promises_at_its_minima_only():
     assert on["predicted"] == pytest.approx(iso.loss_law(1e19)) and on["inside"] is None and off["predicted"] is off["error"] is None
     assert "promise nothing at this size" in str(al) and al.forecasts == () and letter(al, "forecasts") == letter(al, "identification") == "B" and al.convention == "6 N D"
     assert al.exponents["a"] == (iso.a, *iso.a_interval()) and set(al.forms) == {"isoflop"}
+    says = next(c.says for c in al.criteria if c.name == "hold-out")
+    assert says.startswith("no band was to be had; the worst promised") and "0 of 1" not in says
+    off = compute_optimal(iso, 1e19, held_out=held(10).assign(loss=lambda h: 1.03 * h.loss))
+    said = [w for w in off.warnings if "extrapolation" in w]
+    assert len(said) == 1 and "the run that was held out did not confirm the law" in said[0] and off.confirmed == 1
     coupled = fit_law(fit.N, fit.D, fit.L, law="coupled").optimum(1e19, held_out=held(10))
     assert coupled.held_out[0]["inside"] is None and abs(coupled.held_out[0]["error"]) < 2 and set(coupled.forms) == {"coupled", "chinchilla"}
 
@@ -548,6 +557,9 @@ def test_repeated_data():
     assert free.epochs is free.constrained is None
     some, scarce = (compute_optimal(fit, 1e20, isoflop=iso, unique_tokens=free.D / e) for e in (3.9, 10))
     assert some.epochs == pytest.approx(3.9) and some.constrained is None and "up to 4 costs little" in str(some)
+    twice = compute_optimal(fit, 1e20, isoflop=iso, unique_tokens=free.D / 1.9)
+    said = [[w for w in al.warnings if "tokens that are all new" in w] for al in (free, twice, some, scarce)]
+    assert said[0] == said[1] == [] and "passes 3.9 times" in said[2][0] and "costs little" in said[2][0] and "not to be had" in said[3][0] and said[3][0] == scarce.warnings[0]
     c, law = scarce.constrained, DataConstrainedLaw(**fit.law.to_dict(), unique=free.D / 10)
     sizes = np.geomspace(free.N / 5, 5 * free.N, 20001)
     losses = law.loss(sizes, 1e20 / (6 * sizes))
@@ -556,8 +568,9 @@ def test_repeated_data():
     assert compute_optimal(fit, 1e21, unique_tokens=1e9).constrained["loss"] is None, "refused there too"
     line = compute_optimal(iso, 1e20, unique_tokens=1e9)
     assert line.constrained is None and line.refusals["constrained"].kind == "no_law" and "withheld" in str(line) and Allocation.from_dict(json.loads(json.dumps(line.to_dict()))) == line
-    own = fit_law(fit.N, fit.D, fit.L, law="data_constrained", unique=1e9).optimum(1e18)
-    assert own.unique_tokens == 1e9 and own.epochs > 1 and own.constrained is None
+    own = fit_law(fit.N, fit.D, fit.L, law="data_constrained", unique=1e9).optimum(2e18)
+    assert own.unique_tokens == 1e9 and own.epochs > 2.1 and own.constrained is None and not any("all new" in w for w in own.warnings), "its law knows that tokens repeat"
+    assert "the runs that repeat no tokens" in own.refusals["N_interval"].remedy
     with pytest.raises(ValueError, match="`unique_tokens` must be"):
         compute_optimal(fit, 1e19, unique_tokens=-1)
 

@@ -315,6 +315,19 @@ def test_html_takes_its_colours_from_the_page():
 
 # ---------------------------------------------------------------- what an honest tool answers (METHODS B.4)
 
+def test_a_bad_row_of_a_frame_is_named_by_its_column():
+    N, D, L, C = sweep(sigma=.005)
+    weight, L[17] = np.where(np.arange(len(N)) == 3, -1., 1.), np.nan
+    for fitted in (fit_law, fit_isoflop):
+        with pytest.raises(ValueError, match="`loss` must be finite and positive, but row 17 has loss=nan.*nan_policy='omit'"):
+            fitted(pd.DataFrame(dict(N=N, D=D, loss=L)))
+        for named in ((pd.DataFrame(dict(N=N, D=D, L=L)),), (N, C, L) if fitted is fit_isoflop else (N, D, L)):
+            with pytest.raises(ValueError, match="row 17 has L=nan"):
+                fitted(*named)
+    with pytest.raises(ValueError, match="row 3 has weight=-1"):
+        fit_law(pd.DataFrame(dict(N=N, D=D, loss=np.nan_to_num(L, nan=3.), weight=weight)))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_lost_run_is_refused_or_left_out_aloud(value):
     N, D, L = chinchilla()
