@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -83,7 +84,7 @@ class _Probes:
     "The cost of a size, asked once; and the sizes that could not be built."
     def __init__(self, problem: Problem):
         self.problem, self.costs, self.refused, self.found = problem, {}, {}, _known_of(problem)
-        self.known, self._table = self.found.costs, None
+        self.known, self._table, self._columns = self.found.costs, None, None
 
     @cached_property
     def batch(self): return first_batch(as_dataset(self.problem.data), 2)
@@ -91,7 +92,7 @@ class _Probes:
     def __call__(self, size: int) -> ModelCost | None:
         if size not in self.costs and size not in self.refused:
             if size not in self.known:
-                for tell in _listeners: tell(size)
+                if tell := _teller.get(): tell(size)
                 try: self.known[size] = measure_cost(self.problem, size, self.batch)
                 except Exception as e: self.known[size] = f"{type(e).__name__}: {e}".split("\n")[0]   # the user's constructor, whatever it raises
             (self.refused if isinstance(self.known[size], str) else self.costs)[size] = self.known[size]
@@ -103,20 +104,26 @@ class _Probes:
         if self._table is None: self._table = [self.costs[s] for s in sorted(self.costs)]
         return self._table
 
+    @property
+    def sizes_by_N(self):
+        "(N, size) of all that were measured, for `_interp`."
+        if self._columns is None or self._columns[0] is not self.table: self._columns = self.table, [c.N for c in self.table], [c.size for c in self.table]
+        return self._columns[1:]
+
     def check(self, *sizes): return self.found.once(("check", *sizes), lambda: check_problem(self.problem, *sizes))
 
     def growing(self, size): return self.found.once(("growing", size), lambda: growing_weights(self.problem, size))
 
-_listeners = []   # Callables that are told each size before it is measured: a plan of large models takes its time
+_teller = ContextVar("teller", default=None)   # Is told each size before it is measured: a plan of large models takes its time
 
 @contextmanager
 def telling(
     tell,  # Called with each size before it is measured; what it raises ends the planning
 ):
-    "Tell of the sizes that are measured inside, in any thread."
-    _listeners.append(tell)
+    "Tell of the sizes that are measured inside, in this thread."
+    token = _teller.set(tell)
     try: yield
-    finally: _listeners.remove(tell)
+    finally: _teller.reset(token)
 
 # %% ../nbs/02_sweep.ipynb #c415aadb
 def _interp(x, xs, ys):
@@ -138,8 +145,7 @@ def _size_for(probe: _Probes, N: float, multiple: int | None) -> int | None:
     "The rounded size whose N is nearest, among those that can be built."
     best = None
     for _ in range(3):
-        t = probe.table
-        size = _round_to(_interp(N, [c.N for c in t], [c.size for c in t]), multiple)
+        size = _round_to(_interp(N, *probe.sizes_by_N), multiple)
         m = multiple or 1
         for step in (m, 2*m, 4*m, 8*m, 16*m):   # a refused size: the nearest multiple of a coarser grid
             near = max(step, round(size/step)*step)
