@@ -451,7 +451,8 @@ def _intervals(fit, budgets, level, interval, n_boot, seed, bias):
     if isinstance(fit, IsoFlopFit):
         return _line_intervals(fit, budgets, level, n_boot, seed, bias)
     if fit.form != "chinchilla":
-        return {C: _NOTHING | dict(why=f"intervals are had for the Chinchilla surface, and this is a fit of {fit.form!r}.") for C in budgets}
+        other = "Fit law='chinchilla' to the same runs, and compare the two: where they agree on N*, its interval serves."
+        return {C: _NOTHING | dict(why=f"intervals are had for the Chinchilla surface, and this is a fit of {fit.form!r}.", remedy=other) for C in budgets}
     return _surface_intervals(fit, budgets, level, interval, n_boot, seed)
 
 # %% ../nbs/08_allocation.ipynb #691d493e
@@ -770,7 +771,8 @@ def _statement(asked, C):
     D = float(C / fit.flops_per_token(N))
     spread = max(estimates.values()) / min(estimates.values()) if len(estimates) > 1 else None
     refusal = loss_refusal(fit, C, asked.held) if loss is not None else None
-    refusals = (dict(loss=refusal) if refusal else {}) | (dict(N_interval=Refusal("no_interval", found["why"], "Add runs.")) if found["N"] is None and asked.interval is not None else {})
+    unsure = Refusal("no_interval", found["why"], found.get("remedy", "Add runs.")) if found["N"] is None and asked.interval is not None else None
+    refusals = {k: v for k, v in dict(loss=refusal, N_interval=unsure).items() if v}
     given = lambda v: None if refusal else v
     confirmed = _confirmed(asked.held)
     warnings = (asked.said + _reach_warnings(fit, C, N, D, confirmed) + _fit_warnings(fit, found, asked.bias)

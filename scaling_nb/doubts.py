@@ -448,7 +448,17 @@ def _good_news(fit, C):
 
 # %% ../nbs/07d_doubts.ipynb #19afb8a4
 class Doubts(tuple):
-    "Sentences, worst first, that show themselves as a list"
+    "Sentences, worst first, that show themselves as a list; `severity` has a number for each, 0 the gravest, 9 good news"
+    severity = ()
+
+    @classmethod
+    def of(cls, found):
+        "From pairs (severity, sentence), in any order"
+        found = sorted(found, key=lambda v: v[0])
+        out = cls(sentence for _, sentence in found)
+        out.severity = tuple(k for k, _ in found)
+        return out
+
     def __repr__(self):
         return "\n".join(f"- {sentence}" for sentence in self) or "Nothing to distrust was found."
 
@@ -471,4 +481,4 @@ def doubts(
         found += _agreement_doubts(fit, C, agreement(fit, C, forms=False)) + _form_doubts(fit, C)
         found += _influence_doubts(fit, C, influence(fit, C)) if fit.form == "chinchilla" and fit.n <= 1500 else []  # among thousands no run decides
         found += _good_news(fit, C)
-    return Doubts(sentence for _, sentence in sorted(found, key=lambda v: v[0]))
+    return Doubts.of(found)

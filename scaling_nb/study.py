@@ -99,10 +99,14 @@ def _predict(self,
 ) -> Allocation:
     "How big, how much data and which loss at `C`, with intervals and what to distrust. Raises ValueError when neither estimator could be fitted."
     fit = self._primary()
-    kw = dict(held_out=self.held_out if len(self.held_out) else None, unique_tokens=None if self.mock else self.info.get("unique_tokens"), recipe_checked=_lr_checked(self.recipe)) | kw
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return compute_optimal(fit, self._asked(C), isoflop=self.isoflop if fit is self.surface else None, level=level, **kw)
+        return compute_optimal(fit, self._asked(C), isoflop=self.isoflop if fit is self.surface else None, level=level, **self.evidence | kw)
+
+@property
+def _evidence(self) -> dict:
+    "What is known of the study beside its fits, as keywords of `compute_optimal`: hold-out runs, unique tokens, how the learning rate was checked."
+    return dict(held_out=self.held_out if len(self.held_out) else None, unique_tokens=None if self.mock else self.info.get("unique_tokens"), recipe_checked=_lr_checked(self.recipe))
 
 def _asked(self, C=None) -> float:
     "The compute that a question is about."
@@ -131,7 +135,7 @@ def _chinchilla_table(self,
     table.insert(list(table.columns).index("loss"), "tokens_per_param", table.D/table.N)
     return table
 
-Study.predict, Study._primary, Study._asked, Study.chinchilla_table = _predict, _primary, _asked, _chinchilla_table
+Study.predict, Study.evidence, Study._primary, Study._asked, Study.chinchilla_table = _predict, _evidence, _primary, _asked, _chinchilla_table
 
 # %% ../nbs/11_study.ipynb #f36bae80
 @property

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['view_script', 'in_kernel', 'ViewWidget', 'View']
 
-# %% ../nbs/09a_views.ipynb #1ce07833
+# %% ../nbs/09a_views.ipynb #2ad114f5
 import html
 import sys
 import threading
+import time
 import uuid
 from importlib import resources
 
 import anywidget
 import traitlets
 
-# %% ../nbs/09a_views.ipynb #8d803c18
+# %% ../nbs/09a_views.ipynb #60f599a0
 def _static(name: str) -> str:
     return (resources.files("scaling_nb") / "static" / name).read_text(encoding="utf-8")
 
@@ -33,7 +34,7 @@ def in_kernel() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
 
-# %% ../nbs/09a_views.ipynb #0c7a692b
+# %% ../nbs/09a_views.ipynb #0c4c4dfb
 class ViewWidget(anywidget.AnyWidget):
     "The browser's half of a view."
     said = traitlets.Dict().tag(sync=True)   # How the last press of a button ended: ok, text, what, n
@@ -49,12 +50,13 @@ def _new_widget(script: str, **parts) -> ViewWidget:
     "A widget with a trait for each part."
     return type("ViewWidget", (ViewWidget,), {k: traitlets.Any().tag(sync=True) for k in parts})(script, **parts)
 
-# %% ../nbs/09a_views.ipynb #8b2c6900
+# %% ../nbs/09a_views.ipynb #d6cf5892
 class View:
     "Something to look at and to turn knobs on; subclasses say what. Every knob is a method, and works without a browser."
     scripts = ()   # Files of `static/`, in order
     actions = ()   # Names of the methods that the page may call
-    rests = .2     # Seconds that a hand rests before `steps` begin
+    rests = .15    # Seconds that a hand rests before `steps` begin
+    settles = 3    # Seconds after them until the picture for a reader without a kernel is renewed
 
     def __init__(self):
         self.widget, self.said, self._handles, self._closed = None, {}, [], False
@@ -82,7 +84,7 @@ class View:
     def _repr_html_(self):
         return self.still()
 
-# %% ../nbs/09a_views.ipynb #a463e4ae
+# %% ../nbs/09a_views.ipynb #9a2f71bb
 def _press(self,
     what: str,   # One of `actions`
     **kw,        # To the method
@@ -115,7 +117,7 @@ def _heard(self, widget, content, buffers=None):
 
 View.press, View._tell, View._heard = _press, _tell, _heard
 
-# %% ../nbs/09a_views.ipynb #96f7215d
+# %% ../nbs/09a_views.ipynb #11a1ebbd
 def _push(self):
     "Send the page what has changed."
     if self.widget is not None:
@@ -144,7 +146,9 @@ def _work(self, turn: int):
             if turn != self._turn or self._closed:
                 return
             self.push()
-        self._keep_still()
+        time.sleep(self.settles)
+        if turn == self._turn:
+            self._keep_still()
     except Exception as e:   # told, not swallowed: nobody reads a thread's traceback
         self._tell(False, str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}")
         self.push()
@@ -152,7 +156,7 @@ def _work(self, turn: int):
 
 View.push, View.changed, View._work = _push, _changed, _work
 
-# %% ../nbs/09a_views.ipynb #f717c2d7
+# %% ../nbs/09a_views.ipynb #d07092d9
 _NO_DEBRIS = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .snb-still) .jupyter-widgets:not(:has(*)){display:none}"
 
 
@@ -179,10 +183,12 @@ def _show(self):
         self.widget.on_msg(self._heard)
     data = self.widget._repr_mimebundle_()
     data = data[0] if isinstance(data, tuple) else data
-    first = display({**data, "text/plain": self.text()}, raw=True, display_id=True)
+    first, turn = display({**data, "text/plain": ""}, raw=True, display_id=True), self._turn
+    for _ in self.steps():
+        self.push()
+    first.update({**data, "text/plain": self.text()}, raw=True)
     self._handles.append((first, display(self._still_bundle(), raw=True, display_id=True)))
-    self.changed()
-    return self
+    return self if turn == self._turn else self._keep_still() or self
 
 
 def _ipython_display(self):
@@ -191,7 +197,7 @@ def _ipython_display(self):
 
 View._still_bundle, View._keep_still, View.show, View._ipython_display_ = _still_bundle, _keep_still, _show, _ipython_display
 
-# %% ../nbs/09a_views.ipynb #2ac5bab5
+# %% ../nbs/09a_views.ipynb #934b8fa9
 _EMPTY = "export default { render() {} }"
 
 

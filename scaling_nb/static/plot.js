@@ -86,7 +86,7 @@ class Plot {
     for (const [k, v] of Object.entries({ x: left, y: top, width: w, height: h })) this.clip.setAttribute(k, v)
     g.textContent = ""
     const ticks = (axis, n) => (this.axes[axis].log ? logTicks : linTicks)(...this.ends[axis], n)
-    for (const v of ticks("x", Math.max(3, Math.floor(w / 68)))) {
+    for (const v of ticks("x", Math.max(3, Math.floor(w / 56)))) {
       const x = this.at("x", v).toFixed(1)
       draw("path", g, { d: `M${x} ${top}V${top + h}` }); draw("text", g, { x, y: top + h + 16, "text-anchor": "middle" }).textContent = this.say("x", v)
     }
@@ -105,7 +105,7 @@ class Plot {
       const a = edge(z.from), b = edge(z.to)
       if (b - a < 1) continue
       draw("rect", g, { x: a, y: top, width: b - a, height: this.h, class: z.cls || "" })
-      if (z.label) { const e = draw("text", t, { x: b - 6, y: z.low ? top + this.h - 8 : top + 14, "text-anchor": "end", class: "zone" }); e.textContent = z.label }
+      if (z.label) { const e = draw("text", t, { x: a + 7, y: top + 14, class: "zone" }); e.textContent = z.label }
     }
     for (const r of this.data.rules || []) {
       const x = this.at("x", r.x)
@@ -180,7 +180,7 @@ class Plot {
     const r = this.data.rule, g = this.g.rule, { top, left } = this.pad
     if (!r) { g.textContent = ""; this.handle = null; return }
     if (!this.handle) {
-      const e = this.handle = draw("g", g, { class: "drag", tabindex: 0, role: "slider", "aria-orientation": "horizontal" })
+      const e = this.handle = draw("g", g, { class: "drag", tabindex: r.tab ?? 0, role: "slider", "aria-orientation": "horizontal" })
       e.reach = draw("rect", e, { class: "reach", width: 18 }); e.stem = draw("path", e, { class: "stem" }); e.knob = draw("path", e, { class: "knob" }); e.name = draw("text", e, {})
       const to = ev => Math.max(this.data.rule.min, Math.min(this.data.rule.max, this.back(ev.clientX - this.svg.getBoundingClientRect().left)))
       let held = false
