@@ -8,7 +8,6 @@ __all__ = ['CONTROLS', 'asked', 'plan_code', 'PlanView', 'dropped_groups', 'plan
 # %% ../nbs/10c_plan_view.ipynb #10c00003
 import html
 import inspect
-import json
 import math
 import re
 import sys
@@ -19,9 +18,9 @@ from dataclasses import fields, replace
 import numpy as np
 
 from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plan_frame, plot_plan
-from .hardware import HARDWARE, dollars_of_flops, find_hardware, hours_of_flops
-from .laws import sci_format, si_format
-from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, _round_down, format_seconds, plan_sweep, telling
+from .hardware import HARDWARE, dollars_of_flops, hours_of_flops
+from .laws import sci_format
+from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, format_seconds, plan_sweep, telling
 from .views import View
 
 # %% ../nbs/10c_plan_view.ipynb #10c00008
@@ -164,7 +163,8 @@ class PlanView(View):
         super().__init__()
         if unknown := set(options) - set(inspect.signature(plan_sweep).parameters): raise TypeError(f"`{unknown.pop()}` is no argument of plan_sweep, and so none of PlanView.")
         self.problem, self.moved, self.base, self.error = problem, {}, constraints or Constraints(), ""
-        self.given = {k: v for k, v in dict(budgets=budgets, target=target, spend=spend, hours=hours, dollars=dollars, hardware=hardware, constraints=constraints, **options).items() if v is not None or k == "speed"}
+        named = dict(budgets=budgets, target=target, spend=spend, hours=hours, dollars=dollars, hardware=hardware, constraints=constraints)
+        self.given = {k: v for k, v in {**named, **options}.items() if v is not None or k == "speed"}
         if budgets is not None: self.given["budgets"] = [float(b) for b in np.atleast_1d(budgets)]
         self.forecast, self.busy, self.answered, self.stale, self.took, self.ranges = None, "", 0, True, 0., {}
         self._wishes, self._wake, self._worker, self._forecast_of, self._asked, self._timed = [], threading.Event(), None, None, {}, True
@@ -285,16 +285,18 @@ def dropped_groups(
             g["n"] += 1
     return sorted(groups.values(), key=lambda g: -g["n"])
 
+def _money(x) -> str | None: return None if x is None else f"${x:,.2f}" if x >= .01 else "under 1 cent"
+
 def plan_facts(
     plan: SweepPlan,
 ) -> dict:   # runs, flops, hours, dollars, longest, reserve: in words, None where not known
     "What a plan costs."
     reserve = plan.reserve_flops or 0.
     return dict(runs=len(plan), flops=sci_format(plan.total_flops, 3), hours=None if plan.seconds is None else f"about {format_seconds(plan.seconds)}" + f", {plan.slots} at a time"*(plan.slots > 1),
-                dollars=None if plan.dollars is None else f"${plan.dollars:,.2f}", longest=None if plan.longest_seconds is None else format_seconds(plan.longest_seconds),
+                dollars=_money(plan.dollars), longest=None if plan.longest_seconds is None else format_seconds(plan.longest_seconds),
                 largest=sci_format(max((s.C for s in plan.specs), default=math.nan), 2),
-                reserve=f"{sci_format(reserve, 2)} FLOPs" + (f", ${dollars_of_flops(reserve, plan.hardware):,.2f}" if plan.dollars else "") if reserve else None,
-                shared=f"{plan.total_flops/plan.separate_flops:.2f} of separate runs" if plan.trunks else None, hardware=str(plan.hardware) if plan.hardware else None)
+                reserve=f"{sci_format(reserve, 2)} FLOPs" if reserve else None,
+                shared=f"{1 - plan.total_flops/plan.separate_flops:.0%}" if plan.trunks else None, hardware=str(plan.hardware) if plan.hardware else None)
 
 # %% ../nbs/10c_plan_view.ipynb #10c00030
 _CELLS = {"planned": 0, "hold-out": 1, "dropped": 2}
@@ -328,7 +330,7 @@ def _told(name, v) -> str:
     if what == "share": return f"{100*v:.3g} %"
     if what == "seconds": return format_seconds(v)
     if what == "bytes": return _format_bytes(v)
-    if what == "dollars": return f"${v:,.2f}"
+    if what == "dollars": return _money(v)
     if name == "smallest": return f"1/{1/v:.3g}"
     return f"{v:,.4g}" if name not in _WHOLE else f"{v:,}"
 
@@ -351,7 +353,7 @@ def _width_part(f) -> dict:
     "The forecast in words: what it is, and what twice the spend would buy."
     if f is None: return {}
     if f.why: return dict(why=f.why, target=sci_format(f.target, 2))
-    times = lambda h: f"x/÷ {math.exp(h):.3g}" if h < math.log(100) else "over x/÷ 100"
+    times = lambda h: f"×/÷ {math.exp(h):.3g}" if h < math.log(100) else "over ×/÷ 100"
     row = lambda g: [times(g.ln_N), times(g.ln_D), f"± {100*g.loss/g.loss_at:.2g} %"]
     return dict(target=sci_format(f.target, 2), level=f"{100*f.level:.0f} %", far=f"{f.extrapolation:.3g}", now=row(f), doubled=row(f.doubled), repeated=row(f.repeated), rough=f.ln_N > 1,
                 guess=" and ".join({"law": "the law", "noise": f"noise of {100*f.noise:.2g} %"}[g] for g in f.guessed))

@@ -141,7 +141,7 @@ function render({ model, el }) {
   }
 
   // ---- the grid
-  const figure = make("figure", "", main), caption = make("figcaption", "", figure), title = make("span", "", caption, "Runs of the sweep"), timing = make("span", "soft", caption)
+  const figure = make("figure", "", main), caption = make("figcaption", "", figure), name = make("span", "", caption, "Runs of the sweep"), timing = make("span", "soft", caption)
   const pick = choice(caption, "against", [["D", "tokens"], ["C", "FLOPs"]], v => { axis = v; pick(v); plot.axes.y.title = TITLES[v]; plot.axes.y.format = v === "D" ? "si" : "sci"; plot.ends.y = null; plot.frame = null; paintGrid() })
   const TITLES = { D: "D, tokens", C: "C, FLOPs a run" }
   const plot = new Plot(figure, { x: { title: "N, parameters", log: true, format: "si" }, y: { title: TITLES.D, log: true, format: "si" }, height: 400, on: { hover: g => plot.light(g), keys: true } })
@@ -175,9 +175,8 @@ function render({ model, el }) {
       const x = Array.from({ length: 41 }, (_, i) => x0 * (x1 / x0) ** (i / 40)), y = x.map(N => axis === "D" ? r * N : r * N * costOf(law, N)), inside = x.map((_, i) => i).filter(i => y[i] >= y0 && y[i] <= y1)
       lines.push({ x, y, cls, free: true })
       if (!inside.length) continue
-      const i = inside[inside.length - 1], atTop = y[i + 1] > y1 || i < 40
-      const X = atTop ? plot.at("x", x[i]) + 4 : plot.pad.left + plot.w - 4, Y = atTop ? plot.pad.top + 12 : plot.at("y", y[i]) - 6, right = X > plot.pad.left + plot.w - 150
-      texts.push({ x: x[i], y: y[i], dx: right ? (atTop ? -10 : -4) : 6, dy: atTop ? plot.pad.top + 12 - plot.at("y", y[i]) : -8, text: says, anchor: right ? "end" : "start", cls: "zone" })
+      const low = cls === "guide", i = inside[low ? 0 : inside.length - 1], px = plot.at("x", x[i]), py = plot.at("y", y[i]), top = !low && py < plot.pad.top + 24    // limits are named at their lower end, the optimum at its upper one
+      texts.push({ x: x[i], y: y[i], dx: low ? 7 : -10, dy: low ? Math.min(-4, plot.pad.top + plot.h - 5 - py) : top ? plot.pad.top + 12 - py : -8, text: says, anchor: low ? "start" : "end", cls: "zone" })
     }
     plot.update({ lines, texts })
     paintLegend(budgets, cells)
@@ -188,7 +187,8 @@ function render({ model, el }) {
     legend.dataset.key = key; legend.textContent = ""
     make("span", "tag", legend, "budget, FLOPs")
     budgets.forEach((k, b) => {
-      const only = !cells.some(c => c[0] === b && c[5] !== 1)
+      const only = !cells.some(c => c[0] === b && c[5] === 0)
+      if (only && !cells.some(c => c[0] === b && c[5] === 1)) return
       const item = make("span", "item", legend)
       only ? symbol(item, "diamond", k.color) : symbol(item, k.shape, k.color)
       if (only) item.querySelector("path").setAttribute("style", `fill:none;stroke:${k.color};stroke-width:2`)
@@ -199,9 +199,9 @@ function render({ model, el }) {
   }
 
   // ---- what it comes to
-  const facts3 = make("div", "three", main), panel = name => { const p = make("section", name, facts3); p.title = make("h4", "", p); p.inside = make("div", "", p); return p }
+  const facts3 = make("div", "three", main), panel = name => { const p = make("section", name, facts3); p.heading = make("h4", "", p); p.inside = make("div", "", p); return p }
   const money3 = panel("cost"), width3 = panel("width"), out3 = panel("lost")
-  put(money3.title, "Cost"); put(out3.title, "Left out")
+  put(money3.heading, "Cost"); put(out3.heading, "Left out")
   const notes = make("details", "notes", main), summary = make("summary", "", notes), list = make("ul", "", notes)
 
   function paintFacts() {
@@ -209,10 +209,10 @@ function render({ model, el }) {
     put(count, `${f.runs} run${f.runs === 1 ? "" : "s"}, ${f.flops} FLOPs`)
     put(cost, [f.hours, f.dollars].filter(Boolean).join(" · "))
     money3.inside.textContent = ""
-    facts(money3.inside, [["FLOPs", f.flops], ["time", f.hours], ["longest run", f.longest], ["largest run", `${f.largest} FLOPs`], ["money", f.dollars], ["kept for rounds", f.reserve], ["shared trunks", f.shared]])
+    facts(money3.inside, [["FLOPs", f.flops], ["time", f.hours], ["longest run", f.longest], ["largest run", `${f.largest} FLOPs`], ["money", f.dollars], ["kept for later", f.reserve], ["saved by trunks", f.shared]])
     if (f.hardware) make("div", "soft small", money3.inside, `on ${f.hardware}`)
 
-    put(width3.title, w.target ? `Answer at ${w.target} FLOPs` : "Width of the answer")
+    put(width3.heading, w.target ? `Answer at ${w.target} FLOPs` : "Width of the answer")
     const key = JSON.stringify(w)
     if (width3.dataset.key !== key) {
       width3.dataset.key = key; width3.inside.textContent = ""
@@ -234,7 +234,7 @@ function render({ model, el }) {
     const moved = get("controls").filter(c => c.moved), limits = get("controls").filter(c => GROUPS[2][1].includes(c.name) && c.value !== null)
     resetAll.disabled = !moved.length
     put(side.limits.count, `${limits.length} of ${GROUPS[2][1].length} hold`)
-    root.classList.toggle("old", !!s.error); width3.classList.toggle("stale", s.stale); money3.classList.toggle("stale", s.stale && !f.hours && false)
+    root.classList.toggle("old", !!s.error); width3.classList.toggle("stale", s.stale)
     put(timing, s.busy || "")
   }
 
