@@ -41,7 +41,6 @@ def test_a_plan_follows_the_hand(notebook):
     shot(nb, "dragging")
     page.mouse.up()
     page.wait_for_function("s => document.querySelector(s).dataset.stale == 'false'", arg=VIEW)
-    assert float(page.locator(VIEW).get_attribute("data-ms")) < 1000                                  # from the page to the kernel and back; alone it is under 100 ms
     expect(row("Highest budget").locator(".says")).to_have_text("from the target")
 
     # keys: a control of whole numbers goes up by one; what was moved can be put back
@@ -50,6 +49,14 @@ def test_a_plan_follows_the_hand(notebook):
     page.keyboard.press("ArrowRight")
     expect(row("Sizes a budget").locator(".field")).to_have_value("6")
     expect(row("Sizes a budget").locator(".back")).to_be_visible()
+    took = []
+    for key in ["ArrowRight", "ArrowLeft"] * 4:
+        before = page.locator(VIEW).get_attribute("data-answered")
+        page.keyboard.press(key)
+        page.wait_for_function("([s, was]) => +document.querySelector(s).dataset.answered > +was", arg=[VIEW, before])
+        took.append(int(page.locator(VIEW).get_attribute("data-ms")))
+    assert min(took) < 400, took                                    # from the key to the kernel and back; under 100 ms on a machine of its own
+    if os.environ.get("SHOTS"): print("ms from key to plan:", took)
 
     # a number that is typed, with a unit; a limit that drops cells, with the reason
     find("summary", has_text="Limits").click()

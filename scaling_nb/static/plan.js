@@ -1,7 +1,7 @@
 // The browser half of PlanView: controls beside the grid of runs, what it costs, how wide the answer will be, what is left out, the call as code. `parts.js` and `plot.js` come before.
 // The kernel plans. The page sends what was moved, and not again before it has its answer, so that a drag is followed and never queued.
 const SILENT_MS = 3000                 // without an answer for so long, the page asks whether anybody hears
-const MONEY = ["spend", "spend_flops", "hours", "dollars"], UNITS = { spend: "% of target", spend_flops: "FLOPs", hours: "hours", dollars: "$" }
+const MONEY = ["spend", "spend_flops", "hours", "dollars"], UNITS = { spend: "share", spend_flops: "FLOPs", hours: "hours", dollars: "$" }
 const GROUPS = [["", ["target", "money"]], ["Grid", ["n_budgets", "low", "top", "n_sizes", "smallest", "largest", "replicates"]],
   ["Limits", ["least_tokens_per_param", "most_tokens_per_param", "steps", "warmup_share", "batch", "epochs", "memory", "seconds", "smallest_size", "largest_size"]]]
 const TIMES = { s: 1, min: 60, h: 3600, d: 86400, day: 86400, days: 86400 }, BYTES = { kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 }
