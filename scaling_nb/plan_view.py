@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plan_frame, plot_plan
+from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plot_plan
 from .hardware import HARDWARE, dollars_of_flops, hours_of_flops
 from .laws import sci_format
 from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, format_seconds, plan_sweep, telling
@@ -299,20 +299,22 @@ def plan_facts(
                 shared=f"{1 - plan.total_flops/plan.separate_flops:.0%}" if plan.trunks else None, hardware=str(plan.hardware) if plan.hardware else None)
 
 # %% ../nbs/10c_plan_view.ipynb #10c00030
-_CELLS = {"planned": 0, "hold-out": 1, "dropped": 2}
+_PLANNED, _HELD, _DROPPED = range(3)
 
 def _grid_part(view) -> dict:
     "Budgets and cells: [budget's place, size, N, D, C, state, runs, reason]."
-    frame = plan_frame(view.plan)
-    names = budget_names(frame.budget)
-    colors = budget_colors(len(names))
-    at, r = {b: i for i, b in enumerate(names)}, lambda x: None if not math.isfinite(x) else float(f"{x:.5g}")
-    cells = [[at[f.budget], int(f.size), r(f.N), r(f.D), r(f.C if math.isfinite(f.C) else f.budget), _CELLS[f.state], int(f.runs), f.reason or 0]
-             for f in frame.itertuples(index=False)]
+    plan, r, cells = view.plan, lambda x: float(f"{x:.5g}"), {}
+    for s in plan.specs:
+        key = s.budget, s.N, s.size, s.D, _HELD if s.role == "hold-out" else _PLANNED
+        cells[key] = s.C, cells.get(key, (0, 0))[1] + 1, 0
+    for d in plan.dropped_cells: cells[d["budget"], d["N"], d["size"], d["D"], _DROPPED] = d["budget"], 0, d["reason"]
+    names = budget_names([b for b, *_ in cells])
+    colors, at = budget_colors(len(names)), {b: i for i, b in enumerate(names)}
+    rows = [[at[b], size, r(N), r(D), r(C), state, runs, why] for (b, N, size, D, state), (C, runs, why) in sorted(cells.items(), key=lambda x: x[0])]
     costs = sorted((c for c in _known_of(view.problem).costs.values() if not isinstance(c, str)), key=lambda c: c.N)
     k = view._asked.get("flops_per_param_per_token")
     law = [[c.N, float(f"{k*c.N if k else c.flops_per_token:.5g}")] for c in costs]
-    return dict(budgets=[dict(name=n, color=c, shape=_SHAPES[i % len(_SHAPES)]) for i, (n, c) in enumerate(zip(names.values(), colors))], cells=cells, law=law,
+    return dict(budgets=[dict(name=n, color=c, shape=_SHAPES[i % len(_SHAPES)]) for i, (n, c) in enumerate(zip(names.values(), colors))], cells=rows, law=law,
                 prior=view._asked.get("tokens_per_param", 20.), between=list(view.plan.constraints.tokens_per_param))
 
 # %% ../nbs/10c_plan_view.ipynb #10c00031
@@ -355,7 +357,7 @@ def _width_part(f) -> dict:
     if f.why: return dict(why=f.why, target=sci_format(f.target, 2))
     times = lambda h: f"×/÷ {math.exp(h):.3g}" if h < math.log(100) else "over ×/÷ 100"
     row = lambda g: [times(g.ln_N), times(g.ln_D), f"± {100*g.loss/g.loss_at:.2g} %"]
-    return dict(target=sci_format(f.target, 2), level=f"{100*f.level:.0f} %", far=f"{f.extrapolation:.3g}", now=row(f), doubled=row(f.doubled), repeated=row(f.repeated), rough=f.ln_N > 1,
+    return dict(target=sci_format(f.target, 2), level=f"{100*f.level:.0f} %", far=f"{f.extrapolation:,.0f}" if f.extrapolation >= 10 else f"{f.extrapolation:.2g}", now=row(f), doubled=row(f.doubled), repeated=row(f.repeated), rough=f.ln_N > 1,
                 guess=" and ".join({"law": "the law", "noise": f"noise of {100*f.noise:.2g} %"}[g] for g in f.guessed))
 
 def _parts(self) -> dict:

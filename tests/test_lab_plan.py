@@ -19,7 +19,7 @@ def shot(nb, name):
 
 def test_a_plan_follows_the_hand(notebook):
     from playwright.sync_api import expect
-    nb = notebook(SETUP, "view.show();", "print(view.code())", viewport=dict(width=1280, height=1200))
+    nb = notebook(SETUP, "view.show();", "print(view.code())", viewport=dict(width=1280, height=1700))
     page, find = nb.page, lambda s, **kw: nb.page.locator(f"{VIEW} {s}", **kw)
     nb.run(0, 1)
     page.wait_for_function("s => document.querySelector(s)?.dataset.stale == 'false'", arg=VIEW)      # the width has come

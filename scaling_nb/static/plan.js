@@ -47,7 +47,7 @@ function render({ model, el }) {
 
   // ---- head
   const head = make("div", "head", root), count = make("span", "count", head), cost = make("span", "soft cost", head), acts = make("span", "acts", head)
-  const resetAll = button("push", "Reset", acts, () => ask({}, []), "put every control back"), show = button("push", "Code", acts, () => { if (code.hidden) line.press("code"); else openCode(false) })
+  const resetAll = button("push", "Reset", acts, () => { for (const name in rows) rows[name].field.removeAttribute("aria-invalid"); ask({}, []) }, "put every control back"), show = button("push", "Code", acts, () => { if (code.hidden) line.press("code"); else openCode(false) })
   show.setAttribute("aria-expanded", false)
   const code = make("div", "code", root), pre = make("pre", "", code), copy = button("push small", "Copy", code, async () => {
     try { await navigator.clipboard.writeText(pre.textContent); put(copy, "Copied") } catch { getSelection().selectAllChildren(pre); put(copy, "Selected: Ctrl-C") }
@@ -131,7 +131,8 @@ function render({ model, el }) {
     r.box.classList.toggle("moved", c.moved); r.box.classList.toggle("decided", !!c.decided)
     r.back.hidden = !c.moved; r.back.setAttribute("aria-label", `put ${c.label.toLowerCase()} back`); r.back.title = "put back"
     r.slider.step = c.scale === "int" ? 1 / (c.ends[1] - c.ends[0]) : .005
-    put(r.says, c.decided || ""); r.says.hidden = !c.decided
+    const quiet = c.decided === "recommended"           // seven times the same word: said once, in the heading
+    put(r.says, quiet ? "" : c.decided || ""); r.says.hidden = quiet || !c.decided; r.field.title = c.decided || ""
     if (held === r.name || flying || Object.keys(wishes).includes(c.name)) return          // the hand is ahead of the kernel
     if (document.activeElement !== r.field || force) if (!r.field.hasAttribute("aria-invalid") || force) r.field.value = c.text
     const s = placeOf(c, c.value)
@@ -233,7 +234,7 @@ function render({ model, el }) {
     if (list.dataset.key !== JSON.stringify(n)) { list.dataset.key = JSON.stringify(n); list.textContent = ""; for (const x of n) make("li", "", list, x) }
     const moved = get("controls").filter(c => c.moved), limits = get("controls").filter(c => GROUPS[2][1].includes(c.name) && c.value !== null)
     resetAll.disabled = !moved.length
-    put(side.limits.count, `${limits.length} of ${GROUPS[2][1].length} hold`)
+    put(side.limits.count, `${limits.length} of ${GROUPS[2][1].length} hold${limits.some(c => c.decided === "recommended") ? ", as recommended" : ""}`)
     root.classList.toggle("old", !!s.error); width3.classList.toggle("stale", s.stale)
     put(timing, s.busy || "")
   }
