@@ -29,6 +29,7 @@ _NAMES = {
     "design": "candidate_points edge_points next_points predict_width simulate",
     "charts": "plot_comparison plot_curves plot_future plot_isoflop plot_isoloss plot_loss plot_lr plot_optimum plot_plan plot_predicted plot_profile plot_regret plot_residuals plot_runs",
     "widgets": "RunView",
+    "plan_view": "PlanView",
     "fit_view": "FitView",
     "rounds": "Round adaptive_round edge_round hold_out_round",
     "study": "Study find_optimal load_study train_study",

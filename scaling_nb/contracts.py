@@ -435,12 +435,12 @@ def _probe_loss(problem: Problem, model, batch):
 def _shape(x): return tuple(x.shape) if hasattr(x, "shape") else type(x).__name__
 
 # %% ../nbs/00_contracts.ipynb #b87d424e
-def _check_mean(problem: Problem, model, batch):
-    "Warn of a loss that grows with the batch: a sum, not a mean."
+def _check_mean(problem: Problem, model, batch, whole: float):
+    "Warn of a loss that grows with the batch: a sum, not a mean. `whole` is that of the batch; half of it, with enough tokens to have a mean, is tried."
     import torch
     inputs, targets = batch
-    if not (isinstance(inputs, torch.Tensor) and isinstance(targets, torch.Tensor) and len(targets) >= 4): return
-    with torch.no_grad(): whole, half = problem.loss(model, inputs, targets).item(), problem.loss(model, inputs[:len(targets)//2], targets[:len(targets)//2]).item()
+    if not (isinstance(inputs, torch.Tensor) and isinstance(targets, torch.Tensor) and (len(targets) >= 4 or len(targets) >= 2 and count_tokens(targets) >= 1024)): return
+    with torch.no_grad(): half = problem.loss(model, inputs[:len(targets)//2], targets[:len(targets)//2]).item()
     if half > 0 and whole/half > 1.7:
         warnings.warn(f"The loss of {len(targets)} samples is {whole/half:.1f} times that of {len(targets)//2}: it looks like a sum. `loss_fn` must return the mean over tokens.", stacklevel=3)
 
@@ -465,12 +465,13 @@ def check_problem(
     if problem.data is None: raise TypeError("`data` must be given: a Dataset, an IterableDataset, a DataLoader or a tuple of tensors (inputs, targets).")
     train, val = split_data(problem)
     batch = first_batch(train); first_batch(val, 1)
+    if count_tokens(batch[1]) >= 2048: batch = first_batch(train, 2)   # long samples: two show what four would, in half the time
     with torch.random.fork_rng(devices=[]): model, bigger = _build(problem, size), _build(problem, other)
     n, n2 = num_params(model), num_params(bigger)
     if n == n2: raise ValueError(f"The number of parameters must change with the size, but sizes {size} and {other} both gave {n:,}. Is the argument used in the constructor?")
     if not n: raise ValueError(f"The model must have parameters, but size {size} gave none.")
     loss = _probe_loss(problem, model, batch)
-    _check_mean(problem, model, batch)
+    _check_mean(problem, model, batch, loss)
     per = problem.tokens_per_sample or count_tokens(batch[1])
     notes = []
     if problem.val_data is None: notes.append(f"no `val_data`: {problem.val_fraction:.0%} of the data is held out, seed {problem.seed}")

@@ -149,26 +149,30 @@ class ModelCost(Shown):
 
 # %% ../nbs/01_flops.ipynb #31db743f
 def _measure(problem: Problem, model, inputs, targets):
-    "(forward FLOPs, forward + backward FLOPs) of a batch."
+    """(forward FLOPs, forward + backward FLOPs, bytes kept for the backward pass) of a batch.
+
+    One pass does for all three where no number is computed; on the CPU the FLOPs are those of the plain formula of attention, the only one that is counted there, and the bytes those of its own kernel."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
     meta = inputs.device.type == "meta" if isinstance(inputs, torch.Tensor) else False
-    with (sdpa_kernel(SDPBackend.MATH) if not meta else nullcontext()):   # on the CPU only the plain formula of attention is counted
+    kept, noting = _kept(model)
+    with (noting if meta else sdpa_kernel(SDPBackend.MATH)):
         with FlopCounterMode(display=False) as forward: loss = problem.loss(model, inputs, targets)
         with FlopCounterMode(display=False) as backward: loss.backward()
-    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+    del loss
+    if not meta:
+        with noting: problem.loss(model, inputs, targets)
+    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops(), sum(n for n, _ in kept.values())
 
-def _kept_bytes(problem: Problem, model, inputs, targets) -> int:
-    "Bytes of the activations that one backward pass over a batch keeps; shared ones once, parameters not."
+def _kept(model):
+    "(what is kept for a backward pass, filled under the context manager that comes with it): storage -> (bytes, tensor); shared ones once, parameters not."
     from torch.autograd.graph import saved_tensors_hooks
     own, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
     def note(t):
         if t.untyped_storage()._cdata not in own: kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes(), t   # held, so that no other tensor takes its place
         return t
-    with saved_tensors_hooks(note, lambda t: t): loss = problem.loss(model, inputs, targets)
-    del loss
-    return sum(n for n, _ in kept.values())
+    return kept, saved_tensors_hooks(note, lambda t: t)
 
 # %% ../nbs/01_flops.ipynb #bbc73aa3
 def measure_cost(
@@ -188,8 +192,8 @@ def measure_cost(
                 if how == "moved to meta": model = model.to("meta")
                 device = "cpu" if how == "cpu" else "meta"
                 x, y = to_device(inputs, device), to_device(targets, device)
-                forward, both = _measure(problem, model, x, y)
-                counts, kept = count_params(model, x), _kept_bytes(problem, model, x, y)
+                forward, both, kept = _measure(problem, model, x, y)
+                counts = count_params(model, x)
                 break
             except (RuntimeError, NotImplementedError):
                 if how == "cpu": raise

@@ -9,6 +9,7 @@ __all__ = ['SCHEDULES', 'DECAYS', 'LR_RULES', 'BATCH_RULES', 'CRITICAL', 'FAR', 
 
 # %% ../nbs/01a_recipes.ipynb #123e624a
 import bisect
+import functools
 import math
 import operator
 import warnings
@@ -279,13 +280,17 @@ class Settings(Shown):
 # %% ../nbs/01a_recipes.ipynb #7b9e1e4e
 _DOUBLINGS = 24   # of one sample: the table of the keyed rule ends at 16 million samples a step
 
+@functools.lru_cache(maxsize=64)
+def _auto_batches(per: int) -> tuple:
+    "The table of the keyed rule: it is the same for every run, and a plan asks for it a thousand times."
+    starts = [0, *(math.ceil((per*2**k/_SCALE)**(1/_POWER)) for k in range(1, _DOUBLINGS))]
+    return tuple((t, 2**k) for k, t in enumerate(starts))
+
 def _batch_table(recipe: Recipe, N, D, C, per) -> tuple:
     "((tokens seen, samples), ...) of a run."
     b = recipe.batch_size
     if isinstance(b, tuple): return b
-    if b == "auto":
-        starts = [0, *(math.ceil((per*2**k/_SCALE)**(1/_POWER)) for k in range(1, _DOUBLINGS))]
-        return tuple((t, 2**k) for k, t in enumerate(starts))
+    if b == "auto": return _auto_batches(per)
     if isinstance(b, str) or callable(b):
         tokens = dict(step_law=lambda: step_law_batch(D), deepseek=lambda: deepseek_batch(C), olmo=lambda: olmo_batch(N))[b]() if isinstance(b, str) else b(N, D)
         b = 2**max(0, round(math.log2(max(1., min(tokens, critical_batch(D))/per))))

@@ -30,7 +30,7 @@ ORDER = {  # module -> what it may import of the package
     "comparison": {"laws", "fitting", "intervals", "yardsticks", "allocation", "showing"},
     "card": {"laws", "intervals", "recipes", "records"},   # it reads what both halves left, as a study does
     "charts": {"sweep", "records", *LAW}, "views": set(), "widgets": {"views", "charts", "decisions", "sweep", "records", *LAW},
-    "fit_view": {"charts", "views", *LAW},
+    "fit_view": {"charts", "views", *LAW}, "plan_view": {"charts", "views", "sweep", "hardware", *LAW},
     "study": {"charts", "widgets", "sweep", "records", "contracts", "flops", "recipes", "hardware", "rounds", *LAW, "showing"},
     "rounds": {"contracts", "recipes", "sweep", "records", "laws", "design", "showing"},
     "jobs": {"contracts", "recipes", "records", "study", "sweep"}, "cli": set(),
@@ -176,7 +176,7 @@ def test_the_version_is_semantic_and_in_the_changelog():
 def test_what_the_package_ships_has_a_licence():
     "All that is not a module was written here; a script of others would need its own licence beside it."
     others = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in str(p))
-    assert others == ["py.typed", "static/fit.js", "static/live.js", "static/look.css", "static/parts.js", "static/plot.js"], "say in docs/licences.md where it comes from"
+    assert others == ["py.typed", "static/fit.js", "static/live.js", "static/look.css", "static/parts.js", "static/plan.js", "static/plot.js"], "say in docs/licences.md where it comes from"
     assert "static/*.js" in (ROOT/"docs"/"licences.md").read_text()
 
 

@@ -515,7 +515,7 @@ def test_a_notebook_that_is_saved_meanwhile_holds_the_state(tmp_path, monkeypatc
 
 
 def test_nothing_of_the_page_is_fetched_and_a_finished_sweep_stays_small(tmp_path):
-    for name in ("parts.js", "plot.js", "live.js", "fit.js", "look.css"):
+    for name in ("parts.js", "plot.js", "live.js", "fit.js", "plan.js", "look.css"):
         text = _static(name).replace("http://www.w3.org/2000/svg", "").replace("url(#", "")
         assert "http" not in text and "import " not in text and "url(" not in text
     storage = open_storage(tmp_path)

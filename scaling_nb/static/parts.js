@@ -1,7 +1,7 @@
 // What the views of this package share in the browser: small things of the page, numbers, and a line to the kernel. Joined in front of a view's own script.
 const SVG = "http://www.w3.org/2000/svg"
 const SHAPES = { circle: "M5 0a5 5 0 1 0 .01 0z", square: "M.6 .6h8.8v8.8H.6z", "triangle-up": "M5 0 10 9.4H0z", diamond: "M5-.6 10.6 5 5 10.6-.6 5z", "triangle-down": "M5 10 10 .6H0z",
-  cross: "M3.2 0h3.6v3.2H10v3.6H6.8V10H3.2V6.8H0V3.2h3.2z", "triangle-right": "M10 5 .6 10V0z" }
+  cross: "M3.2 0h3.6v3.2H10v3.6H6.8V10H3.2V6.8H0V3.2h3.2z", "triangle-right": "M10 5 .6 10V0z", x: "M1.2.1 5 3.9 8.8.1 9.9 1.2 6.1 5 9.9 8.8 8.8 9.9 5 6.1 1.2 9.9.1 8.8 3.9 5 .1 1.2z" }
 
 // ---------------------------------------------------------------- small things
 

@@ -2,11 +2,11 @@
 // Colours are the page's ink and accent, and those of the groups. `parts.js` comes before.
 
 class Plot {
-  // axes: x and y, each {title, log, format: "si" | "sci" | digits, ends: [lo, hi] or none for the data's}; on: {pick(id), hover(group, id), rule(value, done)}
+  // axes: x and y, each {title, log, format: "si" | "sci" | digits, ends: [lo, hi] or none for the data's}; on: {pick(id), hover(group, id), rule(value, done), keys: points can be reached though nothing is picked}
   constructor(holder, { x, y, height = 280, label = "", on = {}, pad = {} }) {
     Object.assign(this, { axes: { x, y }, height, on, pad: { left: 58, right: 14, top: 10, bottom: 42, ...pad }, data: {}, ends: {}, marks: new Map(), lit: null, cursor: null })
     this.box = make("div", "snb-plot", holder)
-    this.svg = draw("svg", this.box, { height, "aria-label": label, role: on.pick ? "group" : "img" })
+    this.svg = draw("svg", this.box, { height, "aria-label": label, role: on.pick || on.keys ? "group" : "img" })
     this.tip = make("div", "tip", this.box)
     this.tip.hidden = true
     const clip = "c" + Math.random().toString(36).slice(2), defs = draw("defs", this.svg, {})
@@ -127,7 +127,7 @@ class Plot {
         draw("circle", e, { class: "reach", r: 10 }); e.shape = draw("path", e, { class: "shape" })
         e.addEventListener("pointerenter", () => this.told(p.id)); e.addEventListener("pointerleave", () => this.told(null))
         e.addEventListener("focus", () => { this.cursor = p.id; this.tab(); this.told(p.id) }); e.addEventListener("blur", () => this.told(null))
-        if (this.on.pick) { e.setAttribute("role", "button"); e.addEventListener("click", () => this.on.pick(p.id)) }
+        if (this.on.pick) { e.setAttribute("role", "button"); e.addEventListener("click", () => this.on.pick(p.id)) } else if (this.on.keys) e.setAttribute("role", "img")
         this.marks.set(p.id, e)
       }
       e.point = p
@@ -144,7 +144,7 @@ class Plot {
   tab() {                              // one point can be reached by Tab, the arrows go to the others
     const ids = (this.data.points || []).map(p => p.id)
     if (!ids.includes(this.cursor)) this.cursor = ids[0] ?? null
-    for (const [id, e] of this.marks) e.setAttribute("tabindex", this.on.pick && id === this.cursor ? 0 : -1)
+    for (const [id, e] of this.marks) e.setAttribute("tabindex", (this.on.pick || this.on.keys) && id === this.cursor ? 0 : -1)
   }
   key(e) {
     const p = e.target.closest(".pt")?.point
