@@ -35,11 +35,14 @@ def load_object(
 
 # %% ../nbs/13_cli.ipynb #b7622888
 def _planned(args, speed=None):
-    "(problem, plan) of the arguments."
-    from scaling_nb.sweep import plan_sweep
+    "(problem, plan) of the arguments: for a storage, the plan that it had before."
+    if getattr(args, "storage", None):
+        from scaling_nb.study import plan_in
+        plan = partial(plan_in, args.storage)
+    else: from scaling_nb.sweep import plan_sweep as plan
     problem, recipe = load_object(args.problem), load_object(args.recipe) if args.recipe else None
     asked = dict(target=args.target, spend=args.spend, hours=args.hours, dollars=args.dollars, hardware=args.hardware, price=args.price, slots=args.slots)
-    return problem, plan_sweep(problem, args.budgets, **asked, sizes=args.sizes, n_sizes=args.n_sizes, replicates=args.replicates, recipe=recipe, speed=speed)
+    return problem, plan(problem, args.budgets, **asked, sizes=args.sizes, n_sizes=args.n_sizes, replicates=args.replicates, recipe=recipe, speed=speed)
 
 def _resources(args, address=None):
     from scaling_nb.scheduling import Resources

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FitState', 'FitView']
 
-# %% ../nbs/10b_fit_view.ipynb #0b41dbf9
+# %% ../nbs/10b_fit_view.ipynb #8242764b
 import base64
 import html
 import math
@@ -16,16 +16,16 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from .allocation import compute_optimal, optimum_frame
+from .allocation import choose_method, compute_optimal, optimum_frame
 from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plot_isoflop, plot_loss, plot_optimum, stack
 from .doubts import Doubts, _parts, doubts
 from .fitting import LOSSES, MOCK, FitResult, fit_law
 from .isoflop import IsoFlopFit, budget_groups, fit_isoflop
 from .laws import sci_format, si_format
 from .views import View
-from .yardsticks import regret_band
+from .yardsticks import _second_opinion, regret_band
 
-# %% ../nbs/10b_fit_view.ipynb #132c1f50
+# %% ../nbs/10b_fit_view.ipynb #c7c2909e
 @dataclass(frozen=True, eq=False)
 class _Source:
     "What a view was given, as a frame of runs"
@@ -57,7 +57,7 @@ def _of_line(fit) -> _Source:
     line = 'runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, budget=fit.budgets["budget"].to_numpy()[fit.group]))'
     return _Source(_columns_of(fit, budget=fit.budgets["budget"].to_numpy()[fit.group]), (line,), ("import pandas as pd",), dict(estimator="isoflop"))
 
-# %% ../nbs/10b_fit_view.ipynb #291e8c37
+# %% ../nbs/10b_fit_view.ipynb #39be4774
 def _source(given) -> _Source:
     "A frame, a fit, a study or another holder of runs. TypeError for anything else"
     if isinstance(given, FitResult):
@@ -74,7 +74,7 @@ def _source(given) -> _Source:
                        start=dict(C=given.target) if getattr(given, "target", None) else {})
     raise TypeError(f"`runs` must be a frame of runs, a fit, or a study, but got {type(given).__name__}. `read_runs` makes a frame of a table.")
 
-# %% ../nbs/10b_fit_view.ipynb #1b62e316
+# %% ../nbs/10b_fit_view.ipynb #1f3b77eb
 @dataclass(frozen=True)
 class FitState:
     "What a FitView is set to"
@@ -91,7 +91,7 @@ class FitState:
         "What decides the fit; the rest decides what it is asked."
         return self.estimator, *((self.law, self.loss, self.delta) if self.estimator == "surface" else ()), self.skip, self.excluded
 
-# %% ../nbs/10b_fit_view.ipynb #6aee66ff
+# %% ../nbs/10b_fit_view.ipynb #7d99ca55
 class FitView(View):
     """IsoFLOP profiles, optimum and loss of a set of runs, linked; a slider for C; other laws, losses, windows and exclusions at a click; the doubts, worst first.
 
@@ -127,7 +127,7 @@ def _flops(C) -> float:
         raise ValueError(f"`C` must be positive, finite FLOPs, but got {C!r}.")
     return float(C)
 
-# %% ../nbs/10b_fit_view.ipynb #efad00f6
+# %% ../nbs/10b_fit_view.ipynb #2c417531
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     "Row, id, N, D, C, loss, budget, step (0 for the smallest budget), usable: a row per run. ValueError without runs to fit"
     loss = "loss" if "loss" in frame else "L"
@@ -146,7 +146,7 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
     ids = frame["run_id"].astype(str).to_numpy() if "run_id" in frame and frame["run_id"].is_unique else [f"row {i}" for i in range(len(frame))]
     steps = np.unique(budget[usable])
     table = pd.DataFrame(dict(row=np.arange(len(frame)), id=ids, N=N, D=D, C=C, loss=L, budget=budget, step=np.searchsorted(steps, budget).clip(max=len(steps) - 1), usable=usable))
-    table.attrs["window"] = "budget" if planned else "C" if "C" in frame else "N * runs.D"
+    table.attrs["window"] = "budget" if planned else "C" if "C" in frame else ""
     return table
 
 
@@ -155,7 +155,7 @@ def _by_gaps(C, usable):
     group, x = budget_groups(np.where(usable, C, C[usable].max())), np.log(np.where(usable, C, C[usable].max()))
     return np.exp(np.bincount(group, x) / np.bincount(group))[group]
 
-# %% ../nbs/10b_fit_view.ipynb #c9fdda57
+# %% ../nbs/10b_fit_view.ipynb #611e3e66
 def _keep(self, s: FitState) -> np.ndarray:
     "(R,) bool: neither excluded nor outside the window"
     return (self.table.step >= s.skip).to_numpy() & ~np.isin(self.table.row, s.excluded)
@@ -210,11 +210,13 @@ def _parabolas_of(self, s: FitState):
 
 FitView._keep, FitView._fit_of, FitView._parabolas_of = _keep, _fit_of, _parabolas_of
 
-# %% ../nbs/10b_fit_view.ipynb #f1b9ad8b
+# %% ../nbs/10b_fit_view.ipynb #7e79049c
 def _quick_fit(self, s: FitState):
     "The fit of a setting at once: known, or by `refit` from the optimum of all runs, or the parabolas; None where it takes longer"
     if s.fit in self._known or s.estimator == "isoflop":
         return self._fit_of(s)
+    if getattr(self._good.get("answer"), "method", s.estimator) != s.estimator:
+        return None     # the line answers for a surface that misses the runs, and only the whole fit tells whether it still does
     everything = replace(s, skip=0, excluded=())
     whole = self._known.get(everything.fit)
     if not isinstance(whole, FitResult) or whole.law is None or s.law != "chinchilla":
@@ -224,7 +226,7 @@ def _quick_fit(self, s: FitState):
 
 FitView._quick_fit = _quick_fit
 
-# %% ../nbs/10b_fit_view.ipynb #181691f7
+# %% ../nbs/10b_fit_view.ipynb #2cce8e2e
 def _answer_of(self, s: FitState):
     return _once(self, (s.fit, "answer", s.C), lambda: compute_optimal(self._fit_of(s), s.C, level=self.level, **self._answer_kw))
 
@@ -233,7 +235,8 @@ def _doubts_of(self, s: FitState) -> Doubts:
     "What to distrust, worst first; of a line, and where a line answers instead of the surface, the warnings of the answer"
     fit, answer = self._fit_of(s), self._answer_of(s)
     if isinstance(fit, IsoFlopFit) or answer.method == "isoflop":
-        return Doubts.of([(0, MOCK)] * answer.mock + [(2 + i, w) for i, w in enumerate(answer.warnings)])
+        grave = {} if isinstance(fit, IsoFlopFit) else {w: k for k, w in choose_method(fit, _second_opinion(fit), self._answer_kw.get("seed_noise"))[1]}
+        return Doubts.of([(0, MOCK)] * answer.mock + [(grave.get(w, 4), w) for w in answer.warnings])
     return _once(self, (s.fit, "doubts", s.C), lambda: doubts(fit, s.C))
 
 
@@ -248,13 +251,22 @@ def _grid(self, s) -> np.ndarray:
     return np.unique(np.concatenate([np.geomspace(low, top, 13), np.geomspace(top, end, 21)]))
 
 
-def _path_of(self, s: FitState) -> pd.DataFrame:
+def _path_of(self, s: FitState, interval="auto") -> pd.DataFrame:
     "As `optimum_frame`, and the band of sizes that lose under 1 %"
     def make():
         fit = self._fit_of(s)
-        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, **{k: v for k, v in self._answer_kw.items() if k in ("held_out", "seed_noise", "isoflop")})
+        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, interval=interval, **_kw_of_frame(self))
         return frame.assign(**_slack(fit, grid, frame.method.iloc[0]))
-    return _once(self, (s.fit, "path", self._ends(s)[2]), make)
+    return _once(self, (s.fit, "path", interval, self._ends(s)[2]), make)
+
+
+def _kw_of_frame(self) -> dict:
+    return {k: v for k, v in self._answer_kw.items() if k in ("held_out", "seed_noise", "isoflop")}
+
+
+def _size_of(self, s: FitState) -> float:
+    "N* without its interval, by the estimator that answers. NoAnswer (a ValueError) where none can"
+    return _once(self, (s.fit, "N", s.C), lambda: float(optimum_frame(self._fit_of(s), [s.C], interval=None, **_kw_of_frame(self)).N[0]))
 
 
 def _slack(fit, grid, method) -> dict:
@@ -263,9 +275,9 @@ def _slack(fit, grid, method) -> dict:
     return dict(slack_low=bands[:, 0], slack_high=bands[:, 1])
 
 
-FitView._answer_of, FitView._doubts_of, FitView._ends, FitView._grid, FitView._path_of = _answer_of, _doubts_of, _ends, _grid, _path_of
+FitView._answer_of, FitView._doubts_of, FitView._ends, FitView._grid, FitView._path_of, FitView._size_of = _answer_of, _doubts_of, _ends, _grid, _path_of, _size_of
 
-# %% ../nbs/10b_fit_view.ipynb #2d0c68a7
+# %% ../nbs/10b_fit_view.ipynb #b48615e7
 FitView.fit = property(lambda self: self._fit_of(self._state), doc="FitResult or IsoFlopFit of the runs that are in.")
 FitView.answer = property(lambda self: self._answer_of(self._state), doc="Allocation at `state.C`. NoAnswer (a ValueError) where no optimum can be read off the runs.")
 FitView.doubts = property(lambda self: self._doubts_of(self._state), doc="What to distrust, worst first, with `severity`.")
@@ -280,7 +292,7 @@ def _frame(self) -> pd.DataFrame:  # row, id, N, D, C, loss, budget, used, why
 
 FitView.frame = _frame
 
-# %% ../nbs/10b_fit_view.ipynb #e5f1e959
+# %% ../nbs/10b_fit_view.ipynb #8d20f794
 _CHOICES = dict(estimator=("surface", "isoflop"), loss=tuple(LOSSES))
 
 
@@ -317,7 +329,7 @@ def _row(self, run) -> int:
 FitView._row = _row
 FitView.laws = property(lambda self: ("chinchilla", "coupled", *["data_constrained"] * bool(self._given.unique), *self._given.laws), doc="Forms of the surface to choose from.")
 
-# %% ../nbs/10b_fit_view.ipynb #50552b39
+# %% ../nbs/10b_fit_view.ipynb #87b0ad00
 def _set(self, **changes) -> str:
     "Settings by name, as in `FitState`; what moved, in a sentence. ValueError for what cannot be set."
     changes = _checked(self, changes)
@@ -367,7 +379,7 @@ def _named_runs(self, rows) -> str:
 
 FitView.set, FitView.exclude, FitView.include, FitView.toggle, FitView._named = _set, _exclude, _include, _toggle, _named_runs
 
-# %% ../nbs/10b_fit_view.ipynb #679e2a25
+# %% ../nbs/10b_fit_view.ipynb #8d7a924b
 def _undo(self) -> str:
     "The setting before, at the same C; what moved."
     if not self._past:
@@ -382,40 +394,33 @@ def _reset(self) -> str:
 
 FitView.undo, FitView.reset = _undo, _reset
 
-# %% ../nbs/10b_fit_view.ipynb #5059ad64
-def _size(self, fit, C):
-    "N* by a fit, or None"
-    if isinstance(fit, IsoFlopFit):
-        return float(fit.line(C)) if math.isfinite(fit.a) else None
-    return float(fit.law.optimum(C, fit.curve)[0]) if fit is not None and fit.law is not None and fit.status.ok else None
-
-
-def _before(self, C):
-    "(N*, interval) of what is shown, at `C`"
-    known = self._known.get((self._state.fit, "answer", C))
-    if hasattr(known, "N"):
-        return known.N, known.N_interval
-    try:
-        return self._size(self._good.get("fit"), C), None
-    except ValueError:
-        return None, None
-
-
+# %% ../nbs/10b_fit_view.ipynb #f173d011
 def _go(self, state: FitState, cause: str = "", remember: bool = True) -> str:
     "To another state; what moved"
     with self._lock:
         old, self.error = self._state, ""
-        (before, was), same = self._before(state.C), state.fit == old.fit
+        same = state.fit == old.fit
+        if same and state.C == old.C:
+            return ""
         if remember and not same:
             self._past = [*self._past[-99:], old]
-        self._state, self._cause = state, (cause, before, was)
-        if not same:
+        if not same and not self._good.get("stale"):
+            self._from = self._good.get("fit"), old
+        self._state, self._cause = state, self._cause if same else cause
+        if same:
+            self._good = {**self._good, "answer": self._known_answer(state), "doubts": None}
+            self._say_moved()
+        else:
             self.moved = ""
             self._refit(state)
-        elif not self._good.get("stale"):
-            self._good = {**self._good, "answer": self._known.get((state.fit, "answer", state.C)), "doubts": None}
+        moved = "" if same else self.moved
     self.changed()
-    return self.moved if not same else ""
+    return moved
+
+
+def _known_answer(self, s):
+    found = self._known.get((s.fit, "answer", s.C))
+    return None if isinstance(found, ValueError) else found
 
 
 def _refit(self, s):
@@ -423,13 +428,13 @@ def _refit(self, s):
     start = time.perf_counter()
     try:
         fit = self._quick_fit(s) if self.widget is not None else self._fit_of(s)
-        N = self._size(fit, s.C)
-        if fit is not None and N is None:
-            raise ValueError(fit.message)
+        if self.widget is None:
+            self._size_of(s)
         if fit is not None:
-            path = self._known.get((s.fit, "path", self._ends(s)[2]))
-            self._good = dict(fit=fit, iso=self._good.get("iso"), state=s, path=path, answer=None, doubts=None, ms=1000 * (time.perf_counter() - start))
-            self._say_moved(N)
+            path = self._known.get((s.fit, "path", "auto", self._ends(s)[2]))
+            path = None if isinstance(path, ValueError) else path
+            self._good = dict(fit=fit, iso=self._good.get("iso"), state=s, path=path, answer=self._known_answer(s), doubts=None, ms=1000 * (time.perf_counter() - start))
+            self._say_moved()
         else:
             self._good = {**self._good, "stale": True}
     except ValueError as e:
@@ -438,27 +443,44 @@ def _refit(self, s):
 
 def _fail(self, e):
     "No answer: what is shown stays, and is stale"
-    self.error, self._good, self.moved = str(e), {**self._good, "stale": True}, f"{_upper(self._cause[0])}: no answer. {e}"
+    self.error, self._good, self.moved = str(e), {**self._good, "stale": True}, f"{_upper(self._cause)}: no answer. {e}"
 
 
 def _upper(text) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _say_moved(self, N, interval=None):
-    "N* from where to where, and its interval once that is known"
-    cause, before, was = self._cause
-    if not cause or before is None:
+def _size_now(self, s, fit):
+    "N* of a setting as far as it is known: by its answer, or by its quick fit; None without one"
+    try:
+        return self._size_of(s) if s.fit in self._known else float(fit.law.optimum(s.C, fit.curve)[0])
+    except (AttributeError, ValueError):
+        return None
+
+
+def _say_moved(self):
+    "N* from where to where at this C, and its intervals once they are known"
+    s, (other, then) = self._state, self._from
+    then = replace(then, C=s.C)
+    before, N = _size_now(self, then, other), _size_now(self, s, self._good.get("fit"))
+    if not self._cause or before is None or N is None:
+        self.moved = ""
         return
-    share = 100 * (N / before - 1)
+    share, was, answer, between = 100 * (N / before - 1), self._known_answer(then), self._known_answer(s), ""
     change = f"{share:+.0f} %" if abs(share) >= 9.5 else f"{share:+.1f} %" if abs(share) >= .05 else "unmoved"
-    between = f"; {100 * self.level:g} % now {si_format(interval[0])} to {si_format(interval[1])}" + (f", was {si_format(was[0])} to {si_format(was[1])}" if was else "") if interval else ""
-    self.moved = f"{_upper(cause)}: N* {si_format(before)} → {si_format(N)} ({change}){between}"
+    if answer is not None and answer.N_interval:
+        between = f"; {100 * self.level:g} % now {_between(answer.N_interval)}" + (f", was {_between(was.N_interval)}" if was and was.N_interval else "")
+    self.moved = f"{_upper(self._cause)}: N* {si_format(before)} → {si_format(N)} ({change}){between}"
 
 
-FitView._size, FitView._before, FitView._go, FitView._refit, FitView._fail, FitView._say_moved = _size, _before, _go, _refit, _fail, _say_moved
+def _between(ends) -> str:
+    return f"{si_format(ends[0])} to {si_format(ends[1])}"
 
-# %% ../nbs/10b_fit_view.ipynb #901c14be
+
+FitView._known_answer = _known_answer
+FitView._go, FitView._refit, FitView._fail, FitView._say_moved = _go, _refit, _fail, _say_moved
+
+# %% ../nbs/10b_fit_view.ipynb #2c6883d1
 def _steps(self):
     s = self._state
     def put(**found):
@@ -467,14 +489,12 @@ def _steps(self):
                 self._good = {**self._good, "state": s, "stale": False, **found}
     try:
         fit = self._fit_of(s)
-        if self._size(fit, s.C) is None:
-            raise ValueError(fit.message)
-        put(fit=fit, iso=self._parabolas_of(s))
+        put(fit=fit, iso=self._parabolas_of(s), path=self._path_of(s, None))
         yield
         answer, path = self._answer_of(s), self._path_of(s)
         put(path=path, answer=answer)
-        if self._state is s and self.moved:
-            self._say_moved(answer.N, answer.N_interval)
+        if self._state is s:
+            self._say_moved()
         yield
         put(doubts=self._doubts_of(s))
         yield
@@ -489,11 +509,9 @@ def _steps(self):
 
 def _show_first(self):
     "The first fit; a view of runs that cannot be fitted says why"
-    self._cause = ("", None, None)
+    self._cause, self._from = "", (None, self._state)
     try:
-        fit = self._fit_of(self._state)
-        if self._size(fit, self._state.C) is None:
-            raise ValueError(fit.message)
+        fit, _ = self._fit_of(self._state), self._size_of(self._state)
         self._good = dict(fit=fit, iso=self._parabolas_of(self._state), state=self._state, path=None, answer=None, doubts=None)
     except ValueError as e:
         self._fail(e)
@@ -502,14 +520,14 @@ def _show_first(self):
 
 FitView.steps, FitView._show_first = _steps, _show_first
 
-# %% ../nbs/10b_fit_view.ipynb #53be4b0a
+# %% ../nbs/10b_fit_view.ipynb #03224944
 def _cut(self, s) -> str:
     "The window as a condition on `runs`, rounded as far as it still parts the same budgets"
     t, column = self.table[self.table.usable], self.table.attrs["window"]
     x = t.budget if column == "budget" else t.C
     low, high = x[t.step < s.skip].max(), x[t.step >= s.skip].min()
     value = next(v for v in (float(f"{math.sqrt(low * high):.{d}g}") for d in (1, 2, 3, 6, 12, 17)) if low < v < high)
-    return f"(runs.{column} > {value:.15g})".replace("e+", "e")
+    return f"({f'runs.{column}' if column else '6 * runs.N * runs.D'} > {value:.15g})".replace("e+", "e")
 
 
 def _conditions(self, s) -> list:
@@ -553,7 +571,7 @@ def _code(self) -> str:
 
 FitView.code = _code
 
-# %% ../nbs/10b_fit_view.ipynb #0d747672
+# %% ../nbs/10b_fit_view.ipynb #a40c9223
 def _sig(v, digits=5):
     "A JSON number, or a list of them; None for a gap"
     if isinstance(v, (list, tuple, np.ndarray, pd.Series)):
@@ -581,7 +599,7 @@ def _fixed_part(self) -> dict:
 def _is_mock(self) -> bool:
     return "mock" in self._given.frame and bool(self._given.frame["mock"].any())
 
-# %% ../nbs/10b_fit_view.ipynb #b7b2acac
+# %% ../nbs/10b_fit_view.ipynb #78b4951c
 def _curves_part(self) -> dict:
     "The path over C, and along each budget the parabola and the surface"
     g = self._good
@@ -589,7 +607,8 @@ def _curves_part(self) -> dict:
     if fit is None:
         return {}
     path = g.get("path")
-    out = dict(path=_path_part(path) if path is not None else _bare_path(fit, self._grid(s)), top=_sig(fit.C.max()), ends=_sig(self._ends(s)), bands=path is not None,
+    out = dict(path=_path_part(path) if path is not None else _bare_path(fit, self._grid(s)), top=_sig(fit.C.max()), ends=_sig(self._ends(s)),
+               bands=path is not None and bool(path.N_low.notna().any()),
                profiles=_profiles(self, fit, s))
     return out | dict(floor=_sig(fit.law.E) if hasattr(getattr(fit, "law", None), "E") and "E" not in fit.at_bounds else None)
 
@@ -601,7 +620,7 @@ def _path_part(frame) -> dict:
 def _bare_path(fit, grid) -> dict:
     "Of a quick fit: no intervals yet"
     if isinstance(fit, IsoFlopFit):
-        N = fit.line(grid)
+        N = fit.line(grid)     # a quick one has a line, or `_quick_fit` has raised
         D, loss = grid / fit.flops_per_token(N), fit.loss_law(grid) if fit.loss_law else np.full(len(grid), math.nan)
     else:
         N, D, loss = fit.law.optimum(grid, fit.curve)
@@ -628,7 +647,7 @@ def _profiles(self, fit, s, points=25) -> list:
         out.append(one)
     return out
 
-# %% ../nbs/10b_fit_view.ipynb #6c4b4d37
+# %% ../nbs/10b_fit_view.ipynb #99b482f1
 def _answer_part(self) -> dict:
     "The numbers at one budget, the letter with its reason, what was checked, the doubts"
     g = self._good
@@ -660,7 +679,7 @@ def _parts_of(self) -> dict:
 
 FitView.parts = _parts_of
 
-# %% ../nbs/10b_fit_view.ipynb #61b21f41
+# %% ../nbs/10b_fit_view.ipynb #691b43fd
 def _head(self) -> str:
     s, t = self._state, self.table
     used, out = int((self._keep(s) & t.usable).sum()), len(s.excluded)

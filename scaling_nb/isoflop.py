@@ -313,7 +313,7 @@ def _parabola_errors(fit, alpha, beta):
 def _exponents(fit, law=None):
     "alpha and beta: of a law, or of the line and the lowest losses of this fit"
     law = getattr(law, "law", law)
-    if law is not None:
+    if hasattr(law, "alpha"):  # a user's form has none
         return law.alpha, law.beta
     if fit.loss_law is None or not (fit.a > 0 and fit.b > 0):
         raise ValueError("Without a law, the exponents come from the line and the lowest losses of three budgets or more. Pass `law=`, such as a surface fit.")

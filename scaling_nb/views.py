@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['view_script', 'in_kernel', 'ViewWidget', 'View']
 
-# %% ../nbs/09a_views.ipynb #2ad114f5
+# %% ../nbs/09a_views.ipynb #68b93dc5
 import html
 import sys
 import threading
@@ -16,7 +16,7 @@ from importlib import resources
 import anywidget
 import traitlets
 
-# %% ../nbs/09a_views.ipynb #60f599a0
+# %% ../nbs/09a_views.ipynb #1c5b47bc
 def _static(name: str) -> str:
     return (resources.files("scaling_nb") / "static" / name).read_text(encoding="utf-8")
 
@@ -34,7 +34,7 @@ def in_kernel() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
 
-# %% ../nbs/09a_views.ipynb #0c4c4dfb
+# %% ../nbs/09a_views.ipynb #68fcc89a
 class ViewWidget(anywidget.AnyWidget):
     "The browser's half of a view."
     said = traitlets.Dict().tag(sync=True)   # How the last press of a button ended: ok, text, what, n
@@ -50,7 +50,7 @@ def _new_widget(script: str, **parts) -> ViewWidget:
     "A widget with a trait for each part."
     return type("ViewWidget", (ViewWidget,), {k: traitlets.Any().tag(sync=True) for k in parts})(script, **parts)
 
-# %% ../nbs/09a_views.ipynb #d6cf5892
+# %% ../nbs/09a_views.ipynb #f8d99015
 class View:
     "Something to look at and to turn knobs on; subclasses say what. Every knob is a method, and works without a browser."
     scripts = ()   # Files of `static/`, in order
@@ -84,7 +84,7 @@ class View:
     def _repr_html_(self):
         return self.still()
 
-# %% ../nbs/09a_views.ipynb #9a2f71bb
+# %% ../nbs/09a_views.ipynb #b0d5db8d
 def _press(self,
     what: str,   # One of `actions`
     **kw,        # To the method
@@ -117,7 +117,7 @@ def _heard(self, widget, content, buffers=None):
 
 View.press, View._tell, View._heard = _press, _tell, _heard
 
-# %% ../nbs/09a_views.ipynb #11a1ebbd
+# %% ../nbs/09a_views.ipynb #02f3ce02
 def _push(self):
     "Send the page what has changed."
     if self.widget is not None:
@@ -156,8 +156,8 @@ def _work(self, turn: int):
 
 View.push, View.changed, View._work = _push, _changed, _work
 
-# %% ../nbs/09a_views.ipynb #d07092d9
-_NO_DEBRIS = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .snb-still) .jupyter-widgets:not(:has(*)){display:none}"
+# %% ../nbs/09a_views.ipynb #6b9c666c
+_NO_DEBRIS = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .snb-still) .jp-OutputArea-output:not(:has(*)){display:none}"
 
 
 def _still_bundle(self) -> dict:
@@ -197,7 +197,7 @@ def _ipython_display(self):
 
 View._still_bundle, View._keep_still, View.show, View._ipython_display_ = _still_bundle, _keep_still, _show, _ipython_display
 
-# %% ../nbs/09a_views.ipynb #934b8fa9
+# %% ../nbs/09a_views.ipynb #957ab001
 _EMPTY = "export default { render() {} }"
 
 

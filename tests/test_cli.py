@@ -93,6 +93,25 @@ def test_hours_and_dollars_from_a_shell(project, monkeypatch):
     assert by_dollars.hardware.dollars_per_hour == 2 and by_dollars.dollars <= 2.4e-5
 
 
+@pytest.mark.parametrize("more", ["--target 1e13 --spend .2 --hardware measure", "--budgets 1e8 3e8 --hardware measure"])
+def test_a_storage_is_planned_by_one_speed(more, project, monkeypatch):
+    "A speed is noisy: were it measured by each process, the second `run` would plan, and train, other runs."
+    import numpy as np
+
+    from scaling_nb import cli, sweep
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    speeds = iter(np.geomspace(3e9, 1e9, 20))
+    monkeypatch.setattr(sweep, "measure_speed", lambda *a, **kw: float(next(speeds)))
+    plans = []
+    try:
+        for storage in ("runs", "runs", "others"):
+            monkeypatch.setattr(sweep, "_speeds", {})      # another process
+            plans.append(cli._planned(arguments(f"run my_study.py:problem --recipe my_study.py:recipe {more} --storage {storage}"))[1])
+    finally: sys.modules.pop("my_study", None)
+    assert plans[0] == plans[1] and plans[0].hardware.flops > plans[2].hardware.flops
+
+
 def test_submit_passes_what_it_is_asked(project, monkeypatch):
     from scaling_nb import jobs
     seen = []

@@ -127,6 +127,11 @@ def test_a_pause_outlives_the_loop_and_the_same_line_finds_the_sweep(tmp_path, u
     until(lambda: s.alive and s.control.status()["pid"] != pid)
     time.sleep(1)
     assert s.control.status()["paused"] and s.frame.state.equals(state)
+    last = s.frame.run_id[s.frame.state != "SUCCEEDED"].iloc[-1]
+    s.cancel(last)
+    until(lambda: (s.frame.set_index("run_id").state[last], s.frame.set_index("run_id").reason[last]) == ("FAILED", "cancelled"))
+    with pytest.raises(ValueError, match="one of the 5 runs"): s.retry("nobody")
+    s.retry(last)                                                                       # asked of a loop in another process
     p = script(tmp_path, f"s = go({str(where)!r}, detached=True); s.resume(); s.wait(); print(s)")      # another process, the same line
     out, _ = p.communicate(timeout=180)
     assert p.returncode == 0 and "being trained already" in out and "5 SUCCEEDED" in out, out

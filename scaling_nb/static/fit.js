@@ -20,18 +20,18 @@ function render({ model, el }) {
   const typed = () => {
     const v = readNumber(field.value)
     field.setAttribute("aria-invalid", !(v > 0))
-    if (v > 0) { if (Math.abs(v / C - 1) > 1e-9) move(v, true); field.value = exact(v) }
+    if (v > 0) { if (Math.abs(v / C - 1) > 1e-9) move(v, true, true); field.value = exact(v) }
   }
   field.addEventListener("change", typed)
   field.addEventListener("keydown", e => { if (e.key === "Enter") typed() })
   const exact = v => (+v.toPrecision(4)).toExponential().replace("e+", "e")
 
   let rest = null
-  function move(v, done) {             // the budget: the page answers now, the kernel when the hand rests
-    C = +v.toPrecision(done ? 6 : 4)
+  function move(v, done, exactly = false) {   // the budget: the page answers now, the kernel when the hand rests
+    const mine = asked = C = +v.toPrecision(exactly ? 12 : 3)    // from now on, answers to earlier questions do not move it
     paintC()
     clearTimeout(rest)
-    rest = setTimeout(() => { asked = C; press("set", { C }) }, done ? 0 : 300)
+    rest = setTimeout(async () => { if (!await press("set", { C: mine }) && asked === mine) asked = null }, done ? 0 : 300)
   }
 
   // ---- the numbers
@@ -141,7 +141,7 @@ function render({ model, el }) {
   const budget = k => fixed.budgets[k]
   function runPoint(r, x, size) {
     const s = get("state"), out = s.excluded.includes(r.row), aside = r.k < s.skip, b = budget(r.k)
-    return { id: "r" + r.row, x, y: r.l, shape: b.shape, color: b.color, group: r.k, size: out || aside ? size : size, cls: (out ? "off" : "") + (aside ? " off aside" : ""), pressed: out, head: r.id,
+    return { id: "r" + r.row, x, y: r.l, shape: b.shape, color: b.color, group: r.k, size, cls: (out ? "off" : "") + (aside ? " off aside" : ""), pressed: out, head: r.id,
       says: `${r.id}: N ${si(r.n)}, budget ${b.name} FLOPs, loss ${r.l.toFixed(4)}${out ? ", excluded" : aside ? ", outside the window" : ""}`,
       tip: [["budget", b.name + " FLOPs"], ["N", si(r.n)], ["D", si(r.d)], ["D/N", si(r.d / r.n)], ["C", sci(r.c, 3)], ["loss", r.l.toFixed(4)]], hint: aside ? "outside the window" : out ? "excluded; click to take it in" : "click to leave it out" }
   }
@@ -153,7 +153,7 @@ function render({ model, el }) {
       if (p.parabola) lines.push({ x: p.x, y: p.parabola, color: b.color, group: p.k, cls: (p.ok ? "" : "dashed ") + cls, free: true })
       if (p.best) {
         spans.push({ x: p.best.low, x2: p.best.high, y: p.best.l, group: p.k, free: true })
-        points.push({ id: "m" + p.k, x: p.best.n, y: p.best.l, shape: "diamond", color: "currentColor", group: p.k, size: 13, cls: "open", head: `minimum of ${b.name} FLOPs`, says: `minimum of budget ${b.name}: N ${si(p.best.n)}, loss ${p.best.l.toFixed(4)}`,
+        points.push({ id: "m" + p.k, x: p.best.n, y: p.best.l, shape: "diamond", color: "currentColor", group: p.k, size: 14, cls: "open", under: true, head: `minimum of ${b.name} FLOPs`, says: `minimum of budget ${b.name}: N ${si(p.best.n)}, loss ${p.best.l.toFixed(4)}`,
           tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })
       }
     }
@@ -179,7 +179,7 @@ function render({ model, el }) {
       points: best.map(({ p, b }) => ({ id: "m" + p.k, x: p.best.c, y: p.best[small], shape: b.shape, color: b.color, group: p.k, size: 10, head: `${b.name} FLOPs`, says: `budget ${b.name}: N ${si(p.best.n)}, D ${si(p.best.d)}`,
         tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })),
       label: `${q}* against C, with its interval; beyond ${sci(c.top)} FLOPs extrapolated. Points: the minima of the budgets.` })
-    losses.update({ zones, lines: split(c, "loss"), bands: bands(c, "loss"), points: fixed.runs.map(r => runPoint(r, r.c, 7)), label: `Lowest loss against C, with its interval, and the loss of every run; beyond ${sci(c.top)} FLOPs extrapolated, beyond 100 times that withheld.` })
+    losses.update({ zones: [...zones, { from: 100 * c.top, to: c.ends[2], label: "withheld", cls: "deep" }], lines: split(c, "loss"), bands: bands(c, "loss"), points: fixed.runs.map(r => runPoint(r, r.c, 7)), label: `Lowest loss against C, with its interval, and the loss of every run; beyond ${sci(c.top)} FLOPs extrapolated, beyond 100 times that withheld.` })
     slider.min = Math.log10(c.ends[0]); slider.max = Math.log10(c.ends[2])
     shade.style.left = `${100 * Math.log(c.top / c.ends[0]) / Math.log(c.ends[2] / c.ends[0])}%`
   }
@@ -190,7 +190,7 @@ function render({ model, el }) {
     pickEstimator(s.estimator); pickLaw(s.law); pickLoss(s.loss); pickWindow(s.skip)
     for (const b of bar.querySelectorAll("button")) b.disabled = line.mute || line.gone || (s.estimator === "isoflop" && !b.closest(".choice").matches(":first-child,:last-child"))
     const out = s.excluded.length, hint = out ? "" : " Click a run, or press Enter on it, to leave it out."
-    put(moved, s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing ? `; ${fixed.missing} have no loss` : ""}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
+    put(moved, s.stale && !s.error ? "Fitting …" : s.error && s.moved ? s.moved.split(": no answer")[0] + ": no answer." : s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing ? `; ${fixed.missing} have no loss` : ""}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
     undo.disabled = !s.undo || line.mute || line.gone; reset.disabled = s.fresh || line.mute || line.gone
     put(pre, s.code)
     const [kind, text] = line.gone ? ["bad", "The kernel that this view belonged to is gone. This is its last word; run the cell again to go on."] : s.error ? ["bad", `No answer, so the last one stays, in grey. ${s.error}`]
@@ -220,7 +220,7 @@ function render({ model, el }) {
 
   // ---- the kernel
   const line = lineTo(model, () => { if (!dead) { root.dataset.mute = line.mute; paintWords() } })
-  function press(what, args = {}) { dismissed = get("said")?.n || 0; line.press(what, { args }) }
+  function press(what, args = {}) { dismissed = get("said")?.n || 0; return line.press(what, { args }) }
   const onCurves = () => { paintProfile(); paintPaths(); paintC() }
   const onState = () => {
     const s = get("state")

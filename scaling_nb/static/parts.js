@@ -119,7 +119,7 @@ function lineTo(model, changed, ask = true) {   // asks the kernel whether it he
       setTimeout(() => { if (pending.has(id)) { pending.delete(id); if (line.heard < id) hears(false); answer(false) } }, ANSWER_MS)
     })
   }
-  line.press = async (what, more) => { if (await line.ping()) model.send({ press: what, ...more }) }
+  line.press = async (what, more) => { const hears = await line.ping(); if (hears) model.send({ press: what, ...more }); return hears }   // was it sent?
   const onMessage = m => {
     if (!("pong" in m)) return
     const answer = pending.get(m.pong)

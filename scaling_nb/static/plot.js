@@ -19,7 +19,7 @@ class Plot {
     this.sized.observe(this.box)
   }
 
-  // data: lines [{x, y, color, group, cls}], bands [{x, low, high, color, group, cls}], points [{id, x, y, shape, color, group, size, cls, says, tip}], zones [{from, to, label}],
+  // data: lines [{x, y, color, group, cls}], bands [{x, low, high, color, group, cls}], points [{id, x, y, shape, color, group, size, cls, says, tip, under}], zones [{from, to, label}],
   // rules [{x, label, cls}], spans [{x, x2, y, y2, color, group, cls}], texts [{x, y, text, cls, anchor}], rule {x, min, max, label, text}, label
   update(data) { Object.assign(this.data, data); this.paint() }
   close() { this.sized.disconnect() }
@@ -105,7 +105,7 @@ class Plot {
       const a = edge(z.from), b = edge(z.to)
       if (b - a < 1) continue
       draw("rect", g, { x: a, y: top, width: b - a, height: this.h, class: z.cls || "" })
-      if (z.label) { const e = draw("text", t, { x: a + 7, y: top + 14, class: "zone" }); e.textContent = z.label }
+      if (z.label) draw("text", t, b - a > 72 ? { x: a + 7, y: top + 14, class: "zone" } : { x: b - 2, y: top + 14, class: "zone", "text-anchor": "end" }).textContent = z.label
     }
     for (const r of this.data.rules || []) {
       const x = this.at("x", r.x)
@@ -123,7 +123,7 @@ class Plot {
       there.add(p.id)
       let e = this.marks.get(p.id)
       if (!e) {
-        e = draw("g", g, {})
+        e = g.insertBefore(document.createElementNS(SVG, "g"), p.under ? g.firstChild : null)      // what lies under others is no obstacle to a click on them
         draw("circle", e, { class: "reach", r: 10 }); e.shape = draw("path", e, { class: "shape" })
         e.addEventListener("pointerenter", () => this.told(p.id)); e.addEventListener("pointerleave", () => this.told(null))
         e.addEventListener("focus", () => { this.cursor = p.id; this.tab(); this.told(p.id) }); e.addEventListener("blur", () => this.told(null))
