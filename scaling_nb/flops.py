@@ -151,7 +151,7 @@ class ModelCost(Shown):
 def _measure(problem: Problem, model, inputs, targets):
     """(forward FLOPs, forward + backward FLOPs, bytes kept for the backward pass) of a batch.
 
-    One pass does for all three where no number is computed; on the CPU the FLOPs are those of the plain formula of attention, the only one that is counted there, and the bytes those of its own kernel."""
+    One pass does for all three where no number is computed; on the CPU the FLOPs are those of the plain formula of attention, which alone is counted there, the bytes those of its own kernel."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -289,10 +289,11 @@ def _money(x) -> str | None: return None if x is None else f"${x:,.2f}" if x >= 
 
 def plan_facts(
     plan: SweepPlan,
-) -> dict:   # runs, flops, hours, dollars, longest, reserve: in words, None where not known
-    "What a plan costs."
+) -> dict:   # runs, flops, allowed, hours, dollars, longest, ...: in words, None where not known
+    "What a plan costs, and what it might."
     reserve = plan.reserve_flops or 0.
-    return dict(runs=len(plan), flops=sci_format(plan.total_flops, 3), hours=None if plan.seconds is None else f"about {format_seconds(plan.seconds)}" + f", {plan.slots} at a time"*(plan.slots > 1),
+    return dict(runs=len(plan), flops=sci_format(plan.total_flops, 3), allowed=f"{sci_format(plan.spend_flops, 3)} FLOPs" if plan.spend_flops else None,
+                hours=None if plan.seconds is None else f"about {format_seconds(plan.seconds)}" + f", {plan.slots} at a time"*(plan.slots > 1),
                 dollars=_money(plan.dollars), longest=None if plan.longest_seconds is None else format_seconds(plan.longest_seconds),
                 largest=sci_format(max((s.C for s in plan.specs), default=math.nan), 2),
                 reserve=f"{sci_format(reserve, 2)} FLOPs" if reserve else None,
@@ -355,9 +356,10 @@ def _width_part(f) -> dict:
     "The forecast in words: what it is, and what twice the spend would buy."
     if f is None: return {}
     if f.why: return dict(why=f.why, target=sci_format(f.target, 2))
-    times = lambda h: f"×/÷ {math.exp(h):.3g}" if h < math.log(100) else "over ×/÷ 100"
+    times = lambda h: f"×/÷ {math.exp(h):{'.2f' if h < math.log(10) else '.3g'}}" if h < math.log(100) else "over ×/÷ 100"
     row = lambda g: [times(g.ln_N), times(g.ln_D), f"± {100*g.loss/g.loss_at:.2g} %"]
-    return dict(target=sci_format(f.target, 2), level=f"{100*f.level:.0f} %", far=f"{f.extrapolation:,.0f}" if f.extrapolation >= 10 else f"{f.extrapolation:.2g}", now=row(f), doubled=row(f.doubled), repeated=row(f.repeated), rough=f.ln_N > 1,
+    far = f"{f.extrapolation:,.0f}" if f.extrapolation >= 10 else f"{f.extrapolation:.2g}"
+    return dict(target=sci_format(f.target, 2), level=f"{100*f.level:.0f} %", far=far, now=row(f), doubled=row(f.doubled), repeated=row(f.repeated), rough=f.ln_N > 1,
                 guess=" and ".join({"law": "the law", "noise": f"noise of {100*f.noise:.2g} %"}[g] for g in f.guessed))
 
 def _parts(self) -> dict:

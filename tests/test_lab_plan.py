@@ -1,6 +1,7 @@
 """PlanView in a real JupyterLab with the network shut: the grid follows a hand, keys do what the mouse does, and what cannot be planned is said. As `test_lab.py`, which says how."""
 import os
 
+import nbformat
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -94,6 +95,12 @@ def test_a_plan_follows_the_hand(notebook):
     page.wait_for_function("() => document.body.dataset.jpThemeLight == 'false'")
     shot(nb, "dark")
     assert not nb.page.blocked and not nb.page.errors, (nb.page.blocked, nb.page.errors)
+
+    # what is saved: a table and a picture, and little of them
+    page.wait_for_function("""() => window.jupyterapp.shell.currentWidget.content.widgets[1].model.outputs.toJSON().some(o => o.data['text/html']?.includes('<svg'))""")
+    nb.save()
+    outputs = nbformat.read(nb.file, 4).cells[1].outputs
+    assert any("<svg" in o.data.get("text/html", "") for o in outputs) and len(str(outputs)) < 100_000
 
     # the kernel is gone: the last plan stays, and says so
     page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()")

@@ -27,9 +27,12 @@ BATCHES = Recipe(batch_size=16)
 
 
 @pytest.mark.parametrize("given, moved", [
-    (dict(), {}), (dict(), dict(spend=.03, n_sizes=6, replicates=2)), (dict(), dict(spend_flops=1e13)), (dict(), dict(low=1e10, top=1e12, n_budgets=4)), (dict(), dict(top=1e12, smallest=.2, largest=3)),
-    (dict(), dict(target=2e15, epochs=3, memory=None)), (dict(hardware=CARD), dict(hours=.01)), (dict(hardware=CARD), dict(dollars=.02, seconds=2e4)), (dict(hardware="H100 SXM", price=2.), dict(spend=.01)),
-    (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(n_budgets=5, least_tokens_per_param=2)), (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(target=1e13, smallest_size=8, largest_size=64)),
+    (dict(), {}), (dict(), dict(spend=.03, n_sizes=6, replicates=2)), (dict(), dict(spend_flops=1e13)), (dict(), dict(low=1e10, top=1e12, n_budgets=4)),
+    (dict(), dict(top=1e12, smallest=.2, largest=3)),
+    (dict(), dict(target=2e15, epochs=3, memory=None)), (dict(hardware=CARD), dict(hours=.01)),
+    (dict(hardware=CARD), dict(dollars=.02, seconds=2e4)), (dict(hardware="H100 SXM", price=2.), dict(spend=.01)),
+    (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(n_budgets=5, least_tokens_per_param=2)),
+    (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(target=1e13, smallest_size=8, largest_size=64)),
     (dict(constraints=Constraints.recommended(steps=100), recipe=BATCHES), dict(n_budgets=4, steps=150))])
 def test_the_call_makes_the_same_plan(given, moved):
     v = view(**given).set(**moved)
@@ -79,7 +82,8 @@ def test_what_cannot_be_planned_is_said_and_the_last_plan_stays():
 
 def test_a_model_that_cannot_be_built_is_told():
     def model(width, vocab, seq_len): raise MemoryError("no room")
-    with pytest.raises((ValueError, TypeError), match="no room"): PlanView(Problem(model, "width", data=PROBLEM.data, loss_fn=next_token_loss, model_kwargs=PROBLEM.model_kwargs), [1e10, 1e11, 1e12], speed=None)
+    broken = Problem(model, "width", data=PROBLEM.data, loss_fn=next_token_loss, model_kwargs=PROBLEM.model_kwargs)
+    with pytest.raises((ValueError, TypeError), match="no room"): PlanView(broken, [1e10, 1e11, 1e12], speed=None)
 
 
 def wait_for(check, seconds=60):

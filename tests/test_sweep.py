@@ -98,7 +98,7 @@ def test_epochs_and_thin_grids_are_noted():
 
 
 def test_large_models_are_planned_without_memory():
-    p = plan_sweep(gpt(vocab=50304, T=1024, depth=12, heads=32, tied=True), [1e21], n_sizes=2, speed=None)
+    p = plan_sweep(gpt(vocab=50304, T=128, depth=12, heads=32, tied=True), [1e21], n_sizes=2, speed=None)
     assert p.frame.N.max() > 5e9
 
 

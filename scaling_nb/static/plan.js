@@ -162,7 +162,7 @@ function render({ model, el }) {
       const k = budgets[b], out = state === 2
       return { id: `${b}/${s}/${state}`, x: N, y: axis === "D" ? D : C, group: b, color: out ? "var(--snb-soft)" : k.color, shape: out ? "x" : state === 1 ? "diamond" : k.shape, size: out ? 9 : state === 1 ? 14 : 10,
         cls: out ? "out" : state === 1 ? "open" : runs > 1 ? "twice" : "", head: `${size} ${s.toLocaleString("en")}${out ? ": left out" : state === 1 ? ": held out from the fit" : ""}`,
-        tip: [["budget", `${k.name} FLOPs`], ["N", si(N)], ["D", si(D)], ["D/N", `${+(D / N).toPrecision(3)}`], ["FLOPs", sci(C, 3)], ["seeds", runs > 1 ? runs : null]], hint: why || "",
+        tip: [["budget", k.name], ["N", si(N)], ["D", si(D)], ["D/N", `${+(D / N).toPrecision(3)}`], ["FLOPs", sci(C, 3)], ["seeds", runs > 1 ? runs : null]], hint: why || "",
         says: `${size} ${s}, budget ${k.name} FLOPs, ${si(N)} parameters, ${si(D)} tokens${out ? ", left out: " + why : state === 1 ? ", held out from the fit" : runs > 1 ? `, ${runs} seeds` : ""}` }
     }).filter(p => p.x > 0 && p.y > 0)
     const lines = budgets.map((k, b) => ({ k, b, row: cells.filter(c => c[0] === b && c[5] === 0) })).filter(l => l.row.length > 1)
@@ -210,7 +210,7 @@ function render({ model, el }) {
     put(count, `${f.runs} run${f.runs === 1 ? "" : "s"}, ${f.flops} FLOPs`)
     put(cost, [f.hours, f.dollars].filter(Boolean).join(" · "))
     money3.inside.textContent = ""
-    facts(money3.inside, [["FLOPs", f.flops], ["time", f.hours], ["longest run", f.longest], ["largest run", `${f.largest} FLOPs`], ["money", f.dollars], ["kept for later", f.reserve], ["saved by trunks", f.shared]])
+    facts(money3.inside, [["runs", `${f.flops} FLOPs`], ["may spend", f.allowed], ["kept for later", f.reserve], ["time", f.hours], ["longest run", f.longest], ["largest run", `${f.largest} FLOPs`], ["money", f.dollars], ["saved by trunks", f.shared]])
     if (f.hardware) make("div", "soft small", money3.inside, `on ${f.hardware}`)
 
     put(width3.heading, w.target ? `Answer at ${w.target} FLOPs` : "Width of the answer")
