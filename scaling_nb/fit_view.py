@@ -112,7 +112,7 @@ class FitView(View):
         self._extra = answer
         self.table = _table(s.frame)
         self._known, self._past, self._good, self.moved, self.error = {}, [], {}, "", ""
-        top = float(self.table.C[self.table.usable].max())
+        top = float(self.table.budget[self.table.usable].max())
         self._state = self._start = FitState(**{"C": 10 * top, **s.start, **({} if C is None else {"C": _flops(C)})})
         self._show_first()
 
