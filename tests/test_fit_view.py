@@ -169,7 +169,7 @@ def test_a_form_of_ones_own_can_be_chosen():
     view = fv.FitView(fit, C=1e20)
     assert view.laws == ("chinchilla", "coupled", "floorless") and view.state.law == "floorless" and "law=form" in view.code()
     exec(view.code().rpartition("\n")[0], space := dict(fit=fit, form=form))     # the answer itself takes a dozen fits of such a form
-    assert space["fit"].law.values == view.fit.law.values and space["fit"] is not fit
+    assert space["refitted"].law.values == view.fit.law.values and space["fit"] is fit
 
 
 def test_what_is_no_set_of_runs_is_refused():
