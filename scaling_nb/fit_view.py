@@ -112,7 +112,7 @@ class FitView(View):
         self._extra = answer
         self.table = _table(s.frame)
         self._known, self._past, self._good, self.moved, self.error = {}, [], {}, "", ""
-        top = float(self.table.C[self.table.usable].max())
+        top = float(self.table.budget[self.table.usable].max())
         self._state = self._start = FitState(**{"C": 10 * top, **s.start, **({} if C is None else {"C": _flops(C)})})
         self._show_first()
 
@@ -552,21 +552,21 @@ def _code(self) -> str:
     lines = ["import numpy as np"] * any("np." in c for c in where) + [*g.imports, f"from scaling_nb import compute_optimal, {make}", "", *g.lines]
     if where:
         lines.append(f"kept = runs[{' & '.join(where)}]")
-    data = "kept" if where else "runs"
+    data, new = "kept" if where else "runs", "refitted" if "fit." in "".join(g.lines) else "fit"     # a fit that was given keeps its name
     if s.estimator == "isoflop":
         if _on_budgets(g.frame) is not g.frame:
             lines.append(f'kept = {data}[{data}.role != "adaptive"]')
             data = "kept"
-        lines.append(f"fit = fit_isoflop({data}{_arguments(_gaps(self, s))})")
+        lines.append(f"{new} = fit_isoflop({data}{_arguments(_gaps(self, s))})")
     else:
         kw = _fit_kw(self, s)
         own = ", law=form" if s.law in g.laws else ""
-        lines.append(f"fit = fit_law({data}{own}{_arguments({k: v for k, v in kw.items() if not (own and k == 'law')}, law='chinchilla', loss='huber', delta='auto')})")
+        lines.append(f"{new} = fit_law({data}{own}{_arguments({k: v for k, v in kw.items() if not (own and k == 'law')}, law='chinchilla', loss='huber', delta='auto')})")
     extra = "".join(f", {k}={v!r}" if isinstance(v, (int, float, str)) else f", {k}={k}" for k, v in self._extra.items())
     level = "" if self.level == .9 else f", level={self.level!r}"
     told = f", {g.answer_code}" if g.answer_code and not self._extra else ""
     C = f"{s.C:.15g}".replace("e+", "e")
-    return "\n".join([*lines, f"compute_optimal(fit, {C}{level}{told}{extra})"]).strip()
+    return "\n".join([*lines, f"compute_optimal({new}, {C}{level}{told}{extra})"]).strip()
 
 
 FitView.code = _code
