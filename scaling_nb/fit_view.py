@@ -195,9 +195,14 @@ def _fit_of(self, s: FitState):
     return _once(self, s.fit, lambda: fit_law(kept, **_fit_kw(self, s)))
 
 
+def _added(frame) -> bool:
+    "Were runs added between the budgets? Then which budget each belongs to cannot be told from the compute alone."
+    return {"role", "budget"} <= set(frame) and bool((frame["role"] == "adaptive").any())
+
+
 def _on_budgets(kept):
-    "Without the runs that were added between budgets"
-    return kept[kept["role"] != "adaptive"] if "role" in kept and (kept["role"] == "adaptive").any() else kept
+    "Without the runs that were added between budgets, as in `Study.isoflop`"
+    return kept[kept["budget"].isin(kept["budget"][kept["role"] != "adaptive"])] if _added(kept) else kept
 
 
 def _parabolas_of(self, s: FitState):
@@ -208,7 +213,13 @@ def _parabolas_of(self, s: FitState):
         return None
 
 
-FitView._keep, FitView._fit_of, FitView._parabolas_of = _keep, _fit_of, _parabolas_of
+def _told(self, s: FitState) -> dict:
+    "What `compute_optimal` is told beside the fit: for a surface the parabolas, where they are not those that it would find"
+    beside = self._parabolas_of(s) if s.estimator == "surface" and _added(self._given.frame) else None
+    return (dict(isoflop=beside) if beside is not None else {}) | self._answer_kw
+
+
+FitView._keep, FitView._fit_of, FitView._parabolas_of, FitView._told = _keep, _fit_of, _parabolas_of, _told
 
 # %% ../nbs/10b_fit_view.ipynb #7e79049c
 def _quick_fit(self, s: FitState):
@@ -228,14 +239,14 @@ FitView._quick_fit = _quick_fit
 
 # %% ../nbs/10b_fit_view.ipynb #2cce8e2e
 def _answer_of(self, s: FitState):
-    return _once(self, (s.fit, "answer", s.C), lambda: compute_optimal(self._fit_of(s), s.C, level=self.level, **self._answer_kw))
+    return _once(self, (s.fit, "answer", s.C), lambda: compute_optimal(self._fit_of(s), s.C, level=self.level, **self._told(s)))
 
 
 def _doubts_of(self, s: FitState) -> Doubts:
     "What to distrust, worst first; of a line, and where a line answers instead of the surface, the warnings of the answer"
     fit, answer = self._fit_of(s), self._answer_of(s)
     if isinstance(fit, IsoFlopFit) or answer.method == "isoflop":
-        grave = {} if isinstance(fit, IsoFlopFit) else {w: k for k, w in choose_method(fit, _second_opinion(fit), self._answer_kw.get("seed_noise"))[1]}
+        grave = {} if isinstance(fit, IsoFlopFit) else {w: k for k, w in choose_method(fit, self._told(s).get("isoflop") or _second_opinion(fit), self._answer_kw.get("seed_noise"))[1]}
         return Doubts.of([(0, MOCK)] * answer.mock + [(grave.get(w, 4), w) for w in answer.warnings])
     return _once(self, (s.fit, "doubts", s.C), lambda: doubts(fit, s.C))
 
@@ -255,18 +266,18 @@ def _path_of(self, s: FitState, interval="auto") -> pd.DataFrame:
     "As `optimum_frame`, and the band of sizes that lose under 1 %"
     def make():
         fit = self._fit_of(s)
-        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, interval=interval, **_kw_of_frame(self))
+        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, interval=interval, **_kw_of_frame(self, s))
         return frame.assign(**_slack(fit, grid, frame.method.iloc[0]))
     return _once(self, (s.fit, "path", interval, self._ends(s)[2]), make)
 
 
-def _kw_of_frame(self) -> dict:
-    return {k: v for k, v in self._answer_kw.items() if k in ("held_out", "seed_noise", "isoflop")}
+def _kw_of_frame(self, s) -> dict:
+    return {k: v for k, v in self._told(s).items() if k in ("held_out", "seed_noise", "isoflop")}
 
 
 def _size_of(self, s: FitState) -> float:
     "N* without its interval, by the estimator that answers. NoAnswer (a ValueError) where none can"
-    return _once(self, (s.fit, "N", s.C), lambda: float(optimum_frame(self._fit_of(s), [s.C], interval=None, **_kw_of_frame(self)).N[0]))
+    return _once(self, (s.fit, "N", s.C), lambda: float(optimum_frame(self._fit_of(s), [s.C], interval=None, **_kw_of_frame(self, s)).N[0]))
 
 
 def _slack(fit, grid, method) -> dict:
@@ -549,23 +560,26 @@ def _code(self) -> str:
     s, g = self._state, self._given
     where = _conditions(self, s)
     make = "fit_isoflop" if s.estimator == "isoflop" else "fit_law"
-    lines = ["import numpy as np"] * any("np." in c for c in where) + [*g.imports, f"from scaling_nb import compute_optimal, {make}", "", *g.lines]
+    beside = s.estimator == "surface" and "isoflop" in self._told(s) and "isoflop" not in self._answer_kw
+    lines = ["import numpy as np"] * any("np." in c for c in where) + [*g.imports, f"from scaling_nb import compute_optimal, {'fit_isoflop, ' * beside}{make}", "", *g.lines]
     if where:
         lines.append(f"kept = runs[{' & '.join(where)}]")
     data, new = "kept" if where else "runs", "refitted" if "fit." in "".join(g.lines) else "fit"     # a fit that was given keeps its name
     if s.estimator == "isoflop":
-        if _on_budgets(g.frame) is not g.frame:
-            lines.append(f'kept = {data}[{data}.role != "adaptive"]')
+        if _added(g.frame):
+            lines.append(f'kept = {data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]')
             data = "kept"
         lines.append(f"{new} = fit_isoflop({data}{_arguments(_gaps(self, s))})")
     else:
         kw = _fit_kw(self, s)
         own = ", law=form" if s.law in g.laws else ""
         lines.append(f"{new} = fit_law({data}{own}{_arguments({k: v for k, v in kw.items() if not (own and k == 'law')}, law='chinchilla', loss='huber', delta='auto')})")
-    extra = "".join(f", {k}={v!r}" if isinstance(v, (int, float, str)) else f", {k}={k}" for k, v in self._extra.items())
+    if beside:
+        lines.append(f'isoflop = fit_isoflop({data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]{_arguments(_gaps(self, s))})')
+    extra = ", isoflop=isoflop" * beside + "".join(f", {k}={v!r}" if isinstance(v, (int, float, str)) else f", {k}={k}" for k, v in self._extra.items())
     level = "" if self.level == .9 else f", level={self.level!r}"
     told = f", {g.answer_code}" if g.answer_code and not self._extra else ""
-    C = f"{s.C:.15g}".replace("e+", "e")
+    C = next(t for t in (f"{s.C:.5g}", f"{s.C:.15g}") if float(t) == float(f"{s.C:.15g}")).replace("e+", "e")
     return "\n".join([*lines, f"compute_optimal({new}, {C}{level}{told}{extra})"]).strip()
 
 

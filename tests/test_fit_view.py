@@ -132,7 +132,7 @@ def test_no_answer_is_a_state_with_a_reason():
         print(flat.answer)
 
 
-@pytest.mark.parametrize("given", ["frame", "no ids", "no budgets", "surface", "line", "held out", "with gaps", "study"])
+@pytest.mark.parametrize("given", ["frame", "no ids", "no budgets", "surface", "line", "held out", "with gaps", "study", "adaptive"])
 def test_the_code_gives_the_answer_of_the_view(given):
     frame, names = RUNS, {}
     if given == "no ids":
@@ -144,6 +144,11 @@ def test_the_code_gives_the_answer_of_the_view(given):
         frame = pd.concat([RUNS.assign(role="grid"), far], ignore_index=True)
     elif given == "with gaps":
         frame = RUNS.assign(loss=RUNS.loss.where(RUNS.index != 5))
+    elif given == "adaptive":     # close enough to two budgets to be taken for theirs by their compute alone
+        C = 1.1 * RUNS.budget.unique()[[3, 4]].repeat(5)
+        N = np.tile(np.geomspace(5e7, 5e8, 5), 2)
+        added = pd.DataFrame(dict(run_id=[f"add{i}" for i in range(10)], N=N, D=C / (6 * N), C=C, loss=TRUTH.loss(N, C / (6 * N)) * 1.004, budget=C, role="adaptive"))
+        frame = pd.concat([RUNS.assign(role="grid"), added], ignore_index=True)
     source = dict(surface=lambda: fit_law(frame, loss="huber", delta=1e-3), line=lambda: fit_isoflop(frame)).get(given, lambda: frame)()
     if given == "study":
         source = type("Study", (), dict(runs=frame, target=1e21, evidence=dict(held_out=None, recipe_checked="by hand")))()
@@ -153,13 +158,16 @@ def test_the_code_gives_the_answer_of_the_view(given):
         assert view.answer.N == pytest.approx(source.optimum(1e21).N, rel=1e-9) and view.state.delta == 1e-3
     if given == "held out":
         assert view.answer.held_out and view.frame().why.iloc[-1] == "held out"
+    if given == "adaptive":       # as `Study.predict` does it
+        line = view.answer.estimates["isoflop"]
+        assert line == pytest.approx(fit_isoflop(RUNS).optimum(1e21).N, rel=1e-9) and line != pytest.approx(compute_optimal(fit_law(frame), 1e21).estimates["isoflop"], rel=1e-3)
     if given == "study":
         assert view.answer.recipe_checked == "by hand"
     for act in (lambda: None, lambda: view.set(excluded=[17], skip=2, estimator="surface", loss="log_mse"), lambda: view.set(estimator="isoflop")):
         act()
         again = rerun(view, **names)
         assert (again.N, again.loss, again.N_interval, again.grade) == (view.answer.N, view.answer.loss, view.answer.N_interval, view.answer.grade), view.code()
-    assert frame is RUNS or given in ("no ids", "no budgets", "held out", "with gaps")
+    assert frame is RUNS or given in ("no ids", "no budgets", "held out", "with gaps", "adaptive")
     pd.testing.assert_frame_equal(RUNS, sweep())   # what was given is as it was
 
 
