@@ -601,7 +601,8 @@ def _reach_warnings(fit, C, N, D, held):
         out.append((4, f"{_times(far)} extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
     below = fit.C.min() / C
     if below > 1.02:
-        out.append((1 if below > 102 else 4, f"The budget lies {_times(below)} below the smallest that was measured, {sci_format(fit.C.min(), 2)} FLOPs: the intervals assume that the law holds that far down."))
+        out.append((1 if below > 102 else 4, f"The budget lies {_times(below)} below the smallest that was measured, {sci_format(fit.C.min(), 2)} FLOPs: "
+                                              "the intervals assume that the law holds that far down."))
     if fit.curve.constant is None and not fit.N.min() / 1.02 <= N <= fit.N.max() * 1.02:
         out.append((5, f"N* lies outside the sampled {si_format(fit.N.min())} to {si_format(fit.N.max())}: "
                        f"FLOPs per parameter and token are taken to level off beyond, at {fit.flops_per_token(N) / N:.3g} here."))
@@ -796,7 +797,8 @@ def _statement(asked, C):
                 + _disagreement(estimates, spread, asked.method, found["N"], losses, given(found["loss"])))
     return Allocation(C=C, N=N, D=D, tokens_per_param=D / N, loss=given(loss), N_interval=found["N"], D_interval=found["D"], loss_interval=given(found["loss"]), level=asked.level,
                       method=asked.method, N_outer=found["N_outer"], D_outer=found["D_outer"], loss_outer=given(found["loss_outer"]), estimates=estimates, method_spread=spread,
-                      extrapolation=C / float(fit.C.max()), below=max(1., float(fit.C.min()) / C), mock=fit.mock, refusals=refusals, held_out=asked.held, warnings=tuple(w for _, w in sorted(warnings, key=lambda v: v[0])))
+                      extrapolation=C / float(fit.C.max()), below=max(1., float(fit.C.min()) / C), mock=fit.mock, refusals=refusals, held_out=asked.held,
+                      warnings=tuple(w for _, w in sorted(warnings, key=lambda v: v[0])))
 
 # %% ../nbs/08_allocation.ipynb #a1a00019
 def _with_evidence(al, asked, unique_tokens, recipe_checked):
