@@ -40,32 +40,20 @@ class _Source:
     answer_code: str = ""                         # The same as code
     bias: bool = False                            # Is the bias of the parabolas taken off?
     rows: np.ndarray | None = None                # Where each run stood in the table that a fit was made of
+    delta: float | None = None                    # Huber threshold of the fit that came
 
 
 def _columns_of(fit, **more) -> pd.DataFrame:
     return pd.DataFrame({k: v for k, v in dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, **more).items() if v is not None})
 
 
-def _own_delta(fit, form):
-    "What `delta` a fit was made with: 'auto', or its number. A number that a person writes is short; a threshold from the scatter is not"
-    if fit.loss_name != "huber":
-        return "auto"
-    if fit.form != "chinchilla" and math.isclose(float(f"{fit.delta:.3g}"), fit.delta, rel_tol=1e-12):
-        return fit.delta
-    try:
-        auto = fit_law(fit.N, fit.D, fit.L, C=fit.C, weights=fit.weights, law=form or fit.form, unique=getattr(fit.law, "unique", None)).delta
-    except ValueError:   # a form of one's own that identified nothing is not kept by its fit
-        return fit.delta
-    return "auto" if math.isclose(auto, fit.delta, rel_tol=1e-6) else fit.delta
-
-
 def _of_surface(fit) -> _Source:
     form = getattr(fit.law, "form", None)
     more = {k: f"fit.{a}" for k, a in dict(weight="weights", group="groups", budget="budget").items() if getattr(fit, a) is not None}
     line = f"runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, {', '.join(f'{k}={v}' for k, v in more.items())}))"
-    start = dict(law=fit.form, loss=fit.loss_name, delta=_own_delta(fit, form))
+    start = dict(law=fit.form, loss=fit.loss_name)
     return _Source(_columns_of(fit, weight=fit.weights, group=fit.groups, budget=fit.budget), (line,), ("import pandas as pd",), start,
-                   {fit.form: form} if form is not None else {}, getattr(fit.law, "unique", None), rows=fit.rows)
+                   {fit.form: form} if form is not None else {}, getattr(fit.law, "unique", None), rows=fit.rows, delta=fit.delta if fit.loss_name == "huber" else None)
 
 
 def _of_line(fit) -> _Source:
@@ -135,6 +123,7 @@ class FitView(View):
         self._known, self._past, self._good, self.moved, self.error = {}, [], {}, "", ""
         top = float(self.table.budget[self.table.usable].max())
         self._state = self._start = FitState(**{"C": 10 * top, **s.start, **({} if C is None else {"C": _flops(C)})})
+        self._find_delta()
         self._show_first()
 
     @property
@@ -629,6 +618,19 @@ def _steps(self):
         yield
 
 
+def _find_delta(self):
+    "A fit that came does not say whether its threshold was given or found: where 'auto' finds another, it was given"
+    given = self._given.delta
+    if given is None:
+        return
+    try:
+        found = self._fit_of(self._state).delta
+    except ValueError:
+        return
+    if not math.isclose(found, given, rel_tol=1e-6):
+        self._state = self._start = replace(self._state, delta=given)
+
+
 def _show_first(self):
     "The first fit; a view of runs that cannot be fitted says why"
     self._cause, self._from = "", (None, self._state)
@@ -640,7 +642,7 @@ def _show_first(self):
         self.moved = ""
 
 
-FitView.steps, FitView._show_first = _steps, _show_first
+FitView.steps, FitView._find_delta, FitView._show_first = _steps, _find_delta, _show_first
 
 # %% ../nbs/10b_fit_view.ipynb #03224944
 def _cut(self, s) -> str:
