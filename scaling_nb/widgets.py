@@ -59,6 +59,7 @@ class FollowedRun:
     heard: float = 0.0                             # When something new was last read, time.monotonic()
     lap: tuple = ()                                # (attempt, time, tokens) of this attempt's first line, and of its last
     signature: tuple = (None, None, None)          # Of the small files, to read them only when they change
+    whole: bool = False                            # It has its result, and all that it wrote was read
 
     @property
     def share(self) -> float:
@@ -215,10 +216,11 @@ def _poll(self) -> list:  # Ids of the runs that changed
     self._discover()
     changed = []
     for run in list(self.runs.values()):
-        if run.run_id in self.planned or run.state == "SUCCEEDED":
+        if run.run_id in self.planned or run.whole:
             continue
         before = run.state
         told = self._poll_run(run)
+        run.whole = run.state == "SUCCEEDED" and not told    # a long file takes several looks, and its last lines may come after the result
         hint = self.hints.get(run.run_id)
         if hint and run.state not in ("SUCCEEDED", "FAILED") and (run.state, hint) != ("STOPPED", "PENDING"):   # one that was paused waits, but not as one that never began
             run.state = hint if hint not in ("SUCCEEDED", "FAILED") else run.state   # an end is believed when it is on disk
@@ -583,6 +585,7 @@ def _tick(self, force: bool = False) -> str:  # The status line
     "Look once and show what changed."
     with self._lock:
         changed = self.tail.poll()
+        self.error = None
         frame = self.tail.frame()
         if time.monotonic() - self._left_at > 5:    # an estimate that changes each second cannot be read
             self._left, self._left_at = time_left(self.tail.runs.values()), time.monotonic()
@@ -658,12 +661,21 @@ def _loop(self):
     while not self._stop.wait(1 / self.hz):
         try:
             self.tick()
-            self.error = None
             self._keep_still()
             if self.closes and self.tail.runs and self.tail.frame().state.isin(["SUCCEEDED", "FAILED"]).all():
                 return self.close()
         except Exception as e:  # a storage that is away for a moment, a file that is no JSON: say so and go on
-            self.error = f"{type(e).__name__}: {e}"
+            self._met(e)
+
+
+def _met(self, e):
+    "Tell an error while it lasts: in the widget, or as a line of text."
+    new, self.error = self.error != f"{type(e).__name__}: {e}", f"{type(e).__name__}: {e}"
+    if self.widget is not None:
+        self.widget.status = {**self.widget.status, "error": f"the view met an error: {self.error}"}
+        self.widget.tick += 1
+    elif self.mode == "text" and new:
+        print(f"the view met an error: {self.error}", flush=True)
 
 
 def _push_first(self):
@@ -707,7 +719,7 @@ def _show(self):
     return self
 
 
-RunView._loop, RunView._push_first, RunView.show = _loop, _push_first, _show
+RunView._loop, RunView._met, RunView._push_first, RunView.show = _loop, _met, _push_first, _show
 
 # %% ../nbs/10_widgets.ipynb #53c36ca7
 _WORDS = dict(PENDING="waiting", RUNNING="▶ running", STOPPED="‖ stopped", SUCCEEDED="✓ done", FAILED="✕ failed")
@@ -716,7 +728,8 @@ _WORDS = dict(PENDING="waiting", RUNNING="▶ running", STOPPED="‖ stopped", S
 def _summary_html(self) -> str:
     frame = self.frame()
     bad = frame[frame.state == "FAILED"]
-    lines = [f"<div>{html.escape(status_text(frame))}</div>", *(f"<div>✕ {html.escape(s)}</div>" for s in failure_lines(frame))]
+    away = [f"<div>✕ the last look failed: {html.escape(self.error)}</div>"] if self.error and self._closed else []
+    lines = [*away, f"<div>{html.escape(status_text(frame))}</div>", *(f"<div>✕ {html.escape(s)}</div>" for s in failure_lines(frame))]
     traces = dict.fromkeys(short_traceback(self.tail.runs[i].trace) for i in bad.run_id if self.tail.runs[i].trace)
     lines += [f"<details><summary>where it was raised</summary>{''.join(f'<pre>{html.escape(t)}</pre>' for t in list(traces)[:5])}</details>"] if traces else []
     columns = [c for c in ("budget", "size", "N", "D", "state", "progress", "train_loss", "loss", "speed", "attempt", "role", "reason")
@@ -759,7 +772,10 @@ def _close(self):
     if self._thread is not None and self._thread is not threading.current_thread():
         self._thread.join(timeout=30)
     self.tail.hints.clear()
-    self.tick(force=True)
+    try:
+        self.tick(force=True)
+    except Exception as e:  # the last look failed: what was seen before it stays, and says so
+        self._met(e)
     if self._handles:
         bundles = self.bundles()
         for pair in self._handles:

@@ -235,7 +235,7 @@ def test_an_error_is_shown_and_the_view_goes_on(tmp_path, monkeypatch):
             raise OSError("the disk is away")
         return real()
     monkeypatch.setattr(view.tail, "poll", poll)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         view._thread = threading.Thread(target=view._loop, daemon=True)
         view._thread.start()
         deadline = time.monotonic() + 20
@@ -246,7 +246,40 @@ def test_an_error_is_shown_and_the_view_goes_on(tmp_path, monkeypatch):
         while view.error is not None and time.monotonic() < deadline:
             time.sleep(.05)
         assert view.error is None
-        view.close()
+        broken[0] = True
+        view.close()       # the last look fails: what was seen stays, and the view is closed all the same
+    assert out.getvalue().count("the view met an error: OSError: the disk is away") in (1, 2)
+    assert "the last look failed: OSError: the disk is away" in view.bundles()[0]["text/html"] and view._closed
+
+
+def test_an_error_is_in_the_page_while_it_lasts_and_no_longer(tmp_path):
+    view = wd.RunView(open_storage(tmp_path), SPECS, mode="text")
+    view.mode, view.widget = "widget", Recorder()
+    view.tick()
+    view._met(OSError("the disk is away"))
+    assert view.widget.status["error"] == "the view met an error: OSError: the disk is away" and view.widget.status["flops"]
+    view.tick()
+    assert view.widget.status["error"] == ""
+
+
+def test_a_curve_is_read_to_its_end_though_the_run_is_done(storage):
+    "A long file takes several looks, and the last lines may come after the result."
+    begin(storage, "run0")
+    log = MetricsLog(storage, "run0")
+    for step in range(1, 60_001):
+        log.add(dict(step=step, tokens=step, loss=5 / step ** .1, note="x" * 80))
+    log.close()
+    finish(storage, "run0")
+    tail = wd.RunTail(storage, SPECS)
+    for _ in range(6):
+        tail.poll()
+    assert tail.runs["run0"].steps[-1] == 60_000 and tail.poll() == []
+    begin(storage, "run1")
+    write(storage, "run1", 1, 10)
+    finish(storage, "run1")
+    tail.poll()
+    write(storage, "run1", 11, 20)
+    assert tail.poll() == ["run1"] and tail.runs["run1"].steps[-1] == 20
 
 
 # ---------------------------------------------------------------- what it sends

@@ -106,7 +106,7 @@ async function render({ model, el }) {
     put(note, text); note.hidden = !text; note.className = "note " + kind
     root.classList.toggle("gone", !!(gone || silent))
   }
-  let dismissed = 0
+  let dismissed = get("said").n || 0     // what was said before this page was loaded
 
   // ---- asking the kernel: first whether it hears, then what is wanted
   const kernel = lineTo(model, () => {
