@@ -207,7 +207,7 @@ def test_the_width_comes_when_the_hand_rests():
     v.set(spend=.03)
     assert v.stale and v.parts()["width"] == width                # the old one, until then
     w = PlanView(PROBLEM, [1e10, 1e11, 1e12], hardware=CARD)
-    assert w.plan.seconds and pv.plan_facts(w.plan)["hours"] and pv.plan_facts(w.plan)["dollars"]
+    assert w.plan.seconds and pv.plan_facts(w.plan)["hours"] and pv.plan_facts(w.plan)["dollars"] and "card, 4e11 FLOP/s" in pv.plan_facts(w.plan)["hardware"]
     assert v.plan.seconds is None and pv.plan_facts(v.plan)["hours"] is None and pv.plan_facts(v.plan)["dollars"] is None
 
 
