@@ -97,6 +97,7 @@ class Allocation:
     unique_tokens: float | None = None
     epochs: float | None = None   # D / unique_tokens
     constrained: dict | None = None  # The optimum where tokens repeat: N, D, epochs, loss, R_D, R_N, borrowed
+    below: float = 1.             # The smallest budget measured over C, where C lies below it; else 1
 
     @property
     def loss_range(self) -> tuple | None:
@@ -184,6 +185,9 @@ def _confirmed(held) -> float:
     return max([1.] + [h["factor"] for h in held if _confirms(h)])
 
 def _reach_criterion(al):
+    if al.below > 1.02:
+        letter, says = _worst("B", _letter(al.below, 10, 10, 100)), f"{_times(al.below)} below the smallest budget measured"
+        return Criterion("reach", letter, says + ("." if al.in_range.get("D/N", True) else "; D/N lies outside that of the runs."))
     far, confirmed = al.extrapolation, al.confirmed
     beyond, rung = far / confirmed, confirmed > 1.02
     letter = "A" if far <= 1.02 else _letter(beyond, 10, 100, 1000) if rung else _worst("B", _letter(beyond, 10, 10, 100))
@@ -198,7 +202,8 @@ def _held_criterion(al):
     within = [f"{sci_format(h['C'], 2)} ({_times(h['factor'])})" for h in al.held_out if h["factor"] <= 1.02]
     aside = f"; within the budgets measured, and not judged: {', '.join(within)}." if within else "."
     if not judged:
-        return Criterion("hold-out", "A" if al.extrapolation <= 1.02 else "B", "no run above the budgets was held out" + ", and none is needed inside them" * (al.extrapolation <= 1.02) + aside)
+        inside = al.extrapolation <= 1.02 and al.below <= 1.02
+        return Criterion("hold-out", "A" if inside else "B", "no run above the budgets was held out" + ", and none is needed inside them" * inside + aside)
     def letter(h):
         off = abs(h["error"])
         return ("A" if off <= 1 else "B" if off <= 2 else "C") if h["inside"] else "B" if off <= .5 else "C" if off <= (2 if h["inside"] is None else 1) else "D"
@@ -309,6 +314,7 @@ def _between(inner, outer, level, show) -> str:
 def _rows(al):
     "An allocation as (label, text): the question, the answer, what was checked, and a note per warning"
     reach = f"{_count(al.extrapolation)} times the largest budget measured" if al.extrapolation > 1.02 else "within the budgets measured"
+    reach = f"{_count(al.below)} times below the smallest budget measured" if al.below > 1.02 else reach
     poor = [c.name for c in al.criteria if c.grade == al.grade]
     rows = [("", f"To spend {sci_format(al.C)} FLOPs, {reach}" + (f"  [{MOCK}]" if al.mock else "")),
             ("grade", f"{al.grade}: {GRADES[al.grade]}" + (f" ({', '.join(poor)})" if al.grade != "A" else "")),
@@ -593,8 +599,10 @@ def _reach_warnings(fit, C, N, D, held):
         out.append((2, f"{_times(far)} extrapolation, and {which} held out did not confirm the law: the intervals assume that it holds that far."))
     elif far > 1.02:
         out.append((4, f"{_times(far)} extrapolation that no held-out run has checked: the intervals assume that the law holds that far."))
-    elif C < fit.C.min() / 1.02:
-        out.append((4, f"The budget lies below all that were measured, the smallest being {sci_format(fit.C.min(), 2)} FLOPs."))
+    below = fit.C.min() / C
+    if below > 1.02:
+        out.append((1 if below > 102 else 4, f"The budget lies {_times(below)} below the smallest that was measured, {sci_format(fit.C.min(), 2)} FLOPs: "
+                                              "the intervals assume that the law holds that far down."))
     if fit.curve.constant is None and not fit.N.min() / 1.02 <= N <= fit.N.max() * 1.02:
         out.append((5, f"N* lies outside the sampled {si_format(fit.N.min())} to {si_format(fit.N.max())}: "
                        f"FLOPs per parameter and token are taken to level off beyond, at {fit.flops_per_token(N) / N:.3g} here."))
@@ -789,7 +797,8 @@ def _statement(asked, C):
                 + _disagreement(estimates, spread, asked.method, found["N"], losses, given(found["loss"])))
     return Allocation(C=C, N=N, D=D, tokens_per_param=D / N, loss=given(loss), N_interval=found["N"], D_interval=found["D"], loss_interval=given(found["loss"]), level=asked.level,
                       method=asked.method, N_outer=found["N_outer"], D_outer=found["D_outer"], loss_outer=given(found["loss_outer"]), estimates=estimates, method_spread=spread,
-                      extrapolation=C / float(fit.C.max()), mock=fit.mock, refusals=refusals, held_out=asked.held, warnings=tuple(w for _, w in sorted(warnings, key=lambda v: v[0])))
+                      extrapolation=C / float(fit.C.max()), below=max(1., float(fit.C.min()) / C), mock=fit.mock, refusals=refusals, held_out=asked.held,
+                      warnings=tuple(w for _, w in sorted(warnings, key=lambda v: v[0])))
 
 # %% ../nbs/08_allocation.ipynb #a1a00019
 def _with_evidence(al, asked, unique_tokens, recipe_checked):

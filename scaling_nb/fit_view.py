@@ -8,6 +8,7 @@ __all__ = ['FitState', 'FitView']
 # %% ../nbs/10b_fit_view.ipynb #8242764b
 import base64
 import html
+import inspect
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,9 @@ class _Source:
     unique: float | None = None                   # Different tokens there are, where known
     answer: dict = field(default_factory=dict)    # Keywords of `compute_optimal`
     answer_code: str = ""                         # The same as code
+    bias: bool = False                            # Is the bias of the parabolas taken off?
+    rows: np.ndarray | None = None                # Where each run stood in the table that a fit was made of
+    delta: float | None = None                    # Huber threshold of the fit that came
 
 
 def _columns_of(fit, **more) -> pd.DataFrame:
@@ -44,18 +48,21 @@ def _columns_of(fit, **more) -> pd.DataFrame:
 
 
 def _of_surface(fit) -> _Source:
-    auto = fit_law(fit.N, fit.D, fit.L, C=fit.C, weights=fit.weights, loss=fit.loss_name).delta if fit.loss_name == "huber" and fit.form == "chinchilla" else fit.delta
     form = getattr(fit.law, "form", None)
     more = {k: f"fit.{a}" for k, a in dict(weight="weights", group="groups", budget="budget").items() if getattr(fit, a) is not None}
     line = f"runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, {', '.join(f'{k}={v}' for k, v in more.items())}))"
-    start = dict(law=fit.form, loss=fit.loss_name, delta="auto" if fit.loss_name != "huber" or math.isclose(auto, fit.delta, rel_tol=1e-6) else fit.delta)
+    start = dict(law=fit.form, loss=fit.loss_name)
     return _Source(_columns_of(fit, weight=fit.weights, group=fit.groups, budget=fit.budget), (line,), ("import pandas as pd",), start,
-                   {fit.form: form} if form is not None else {}, getattr(fit.law, "unique", None))
+                   {fit.form: form} if form is not None else {}, getattr(fit.law, "unique", None), rows=fit.rows, delta=fit.delta if fit.loss_name == "huber" else None)
 
 
 def _of_line(fit) -> _Source:
     line = 'runs = pd.DataFrame(dict(N=fit.N, D=fit.D, C=fit.C, loss=fit.L, mock=fit.mock, budget=fit.budgets["budget"].to_numpy()[fit.group]))'
-    return _Source(_columns_of(fit, budget=fit.budgets["budget"].to_numpy()[fit.group]), (line,), ("import pandas as pd",), dict(estimator="isoflop"))
+    frame = _columns_of(fit, budget=fit.budgets["budget"].to_numpy()[fit.group])
+    if fit.corrected and not np.allclose(fit_isoflop(frame, correct_bias=True).ln_N, fit.ln_N, rtol=1e-6):
+        raise ValueError("The bias of this line must have been taken off by its own exponents (correct_bias=True), but it was by those of a law, which a line does not keep. "
+                         "Give the frame of its runs instead.")
+    return _Source(frame, (line,), ("import pandas as pd",), dict(estimator="isoflop"), bias=fit.corrected)
 
 # %% ../nbs/10b_fit_view.ipynb #39be4774
 def _source(given) -> _Source:
@@ -66,11 +73,11 @@ def _source(given) -> _Source:
         return _of_line(given)
     if isinstance(given, pd.DataFrame):
         held = given[(given["role"] == "hold-out") & given["loss"].notna()] if {"role", "loss"} <= set(given) else ()
-        return _Source(given, answer=dict(held_out=held) if len(held) else {}, answer_code='held_out=runs[(runs.role == "hold-out") & runs.loss.notna()]' if len(held) else "")
+        return _Source(given.copy(), answer=dict(held_out=held) if len(held) else {}, answer_code='held_out=runs[(runs.role == "hold-out") & runs.loss.notna()]' if len(held) else "")
     runs = getattr(given, "runs", None)
     if isinstance(runs, pd.DataFrame):
         evidence = getattr(given, "evidence", {})
-        return _Source(runs, ("runs = study.runs",), answer=evidence, answer_code="**study.evidence" if evidence else "", unique=evidence.get("unique_tokens"),
+        return _Source(runs.copy(), ("runs = study.runs",), answer=evidence, answer_code="**study.evidence" if evidence else "", unique=evidence.get("unique_tokens"),
                        start=dict(C=given.target) if getattr(given, "target", None) else {})
     raise TypeError(f"`runs` must be a frame of runs, a fit, or a study, but got {type(given).__name__}. `read_runs` makes a frame of a table.")
 
@@ -107,13 +114,16 @@ class FitView(View):
         **answer,       # Further keywords of `compute_optimal`, such as `held_out`, `seed_noise`, `unique_tokens`
     ):
         super().__init__()
+        if unknown := set(answer) - _FURTHER:
+            raise TypeError(f"Beside `C` and `level`, a FitView takes what `compute_optimal` takes: {', '.join(sorted(_FURTHER))}; but got {', '.join(sorted(unknown))}.")
         self._given = s = _source(runs)
         self.level, self._answer_kw = level, {**s.answer, **answer}
-        self._extra = answer
-        self.table = _table(s.frame)
+        self._extra, self._unique, self._broken = answer, s.unique or answer.get("unique_tokens"), None
+        self.table = _table(s.frame, s.rows)
         self._known, self._past, self._good, self.moved, self.error = {}, [], {}, "", ""
         top = float(self.table.budget[self.table.usable].max())
         self._state = self._start = FitState(**{"C": 10 * top, **s.start, **({} if C is None else {"C": _flops(C)})})
+        self._find_delta()
         self._show_first()
 
     @property
@@ -122,32 +132,62 @@ class FitView(View):
         return self._state
 
 
+_FURTHER = {k for k, v in inspect.signature(compute_optimal).parameters.items() if v.kind is v.KEYWORD_ONLY} - {"level"}
+
+
 def _flops(C) -> float:
     if not isinstance(C, (int, float, np.number)) or isinstance(C, bool) or not 0 < C < math.inf:
         raise ValueError(f"`C` must be positive, finite FLOPs, but got {C!r}.")
     return float(C)
 
 # %% ../nbs/10b_fit_view.ipynb #2c417531
-def _table(frame: pd.DataFrame) -> pd.DataFrame:
-    "Row, id, N, D, C, loss, budget, step (0 for the smallest budget), usable: a row per run. ValueError without runs to fit"
+def _numbers(frame, column) -> np.ndarray:
+    "A column as floats. ValueError for words"
+    x = pd.to_numeric(frame[column], errors="coerce")
+    if (wrong := np.flatnonzero(x.isna() & frame[column].notna())).size:
+        raise ValueError(f"Column {column!r} must hold numbers, but row {wrong[0]} has {frame[column].iloc[wrong[0]]!r}. `read_runs` reads such tables.")
+    return x.to_numpy(float, na_value=math.nan)
+
+
+def _table(
+    frame,       # Runs
+    rows=None,   # (R,) where each stood in the table that a fit was made of
+) -> pd.DataFrame:
+    "Row, id, name (what a person may call it), N, D, C, loss, budget, step (0 for the smallest budget), usable, why (not): a row per run. ValueError without runs to fit"
     loss = "loss" if "loss" in frame else "L"
     missing = [c for c in ("N", "D", loss) if c not in frame]
     if missing:
         raise ValueError(f"A frame of runs must have columns N, D and loss, but {', '.join(missing)} is missing from {list(frame.columns)}. `read_runs` maps the names of other tables.")
-    N, D, L = (pd.to_numeric(frame[c], errors="coerce").to_numpy(float) for c in ("N", "D", loss))
-    C = pd.to_numeric(frame["C"], errors="coerce").to_numpy(float) if "C" in frame and frame["C"].notna().any() else 6 * N * D
-    usable = np.isfinite(L) & (N > 0) & (D > 0) & (C > 0)
-    if "role" in frame:
-        usable &= (frame["role"] != "hold-out").to_numpy()
+    spent = "C" in frame and bool(frame["C"].notna().any())
+    N, D, L = (_numbers(frame, c) for c in ("N", "D", loss))
+    C = _numbers(frame, "C") if spent else 6 * N * D
+    held = (frame["role"] == "hold-out").to_numpy(bool) if "role" in frame else np.zeros(len(frame), bool)
+    given = dict(N=N, D=D, C=C if spent else np.ones(len(frame)))
+    cuts = {c: ~_positive(x) for c, x in given.items() if (~_positive(x) & ~held & np.isfinite(L)).any()}
+    cuts |= {loss: ~(L > 0)} if (np.isfinite(L) & (L <= 0) & ~held).any() else {}
+    why = np.full(len(frame), "", object)
+    for c, bad in cuts.items():
+        why[bad] = f"no {c}"
+    why[~np.isfinite(L)] = "no loss"
+    why[held] = np.where(np.isfinite(L[held]), "held out", "no loss")
+    usable = why == ""
     if not usable.any():
         raise ValueError("At least one run with a loss is needed, but none of these has one.")
     planned = "budget" in frame and bool(frame["budget"].notna().all())
-    budget = frame["budget"].to_numpy(float) if planned else _by_gaps(C, usable)
-    ids = frame["run_id"].astype(str).to_numpy() if "run_id" in frame and frame["run_id"].is_unique else [f"row {i}" for i in range(len(frame))]
+    budget = _numbers(frame, "budget") if planned else _by_gaps(C, usable)
+    named = "run_id" in frame and frame["run_id"].is_unique
+    places = np.arange(len(frame)) if rows is None else rows
+    ids = frame["run_id"].astype(str).to_numpy() if named else [f"row {i}" for i in places]
     steps = np.unique(budget[usable])
-    table = pd.DataFrame(dict(row=np.arange(len(frame)), id=ids, N=N, D=D, C=C, loss=L, budget=budget, step=np.searchsorted(steps, budget).clip(max=len(steps) - 1), usable=usable))
-    table.attrs["window"] = "budget" if planned else "C" if "C" in frame else ""
-    return table
+    table = pd.DataFrame(dict(row=np.arange(len(frame)), id=ids, name=frame["run_id"].to_numpy(object) if "run_id" in frame else places, N=N, D=D, C=C, loss=L, budget=budget,
+                              step=np.searchsorted(steps, budget).clip(max=len(steps) - 1), usable=usable, why=why))
+    cut = np.any([~held & bad for bad in cuts.values()], axis=0) if cuts else np.zeros(len(frame), bool)
+    table.attrs.update(window="budget" if planned else "C" if spent else "", named=named, cuts=tuple(cuts))
+    return table.assign(cut=cut)
+
+
+def _positive(x):
+    return np.isfinite(x) & (x > 0)
 
 
 def _by_gaps(C, usable):
@@ -157,20 +197,22 @@ def _by_gaps(C, usable):
 
 # %% ../nbs/10b_fit_view.ipynb #611e3e66
 def _keep(self, s: FitState) -> np.ndarray:
-    "(R,) bool: neither excluded nor outside the window"
-    return (self.table.step >= s.skip).to_numpy() & ~np.isin(self.table.row, s.excluded)
+    "(R,) bool: neither excluded nor outside the window, nor without a size that a fit needs"
+    return (self.table.step >= s.skip).to_numpy() & ~np.isin(self.table.row, s.excluded) & ~self.table["cut"].to_numpy()
 
 
 def _once(self, key, make):
     "The value of `key`, made when it is first asked for; a ValueError is remembered, too."
-    if key not in self._known:
-        if len(self._known) > 200:
-            self._known.clear()
+    found = self._known.get(key)
+    if found is None:
         try:
-            self._known[key] = make()
+            found = make()
         except ValueError as e:
-            self._known[key] = e
-    if isinstance(found := self._known[key], ValueError):
+            found = e
+        if len(self._known) > 200:
+            self._known = {}   # a new one: a thread may be reading the old
+        self._known[key] = found
+    if isinstance(found, ValueError):
         raise found
     return found
 
@@ -178,7 +220,7 @@ def _once(self, key, make):
 def _fit_kw(self, s: FitState) -> dict:
     "What `fit_law` is told beside the runs, where it is not the default"
     law = self._given.laws.get(s.law, s.law)
-    unique = dict(unique=self._given.unique) if s.law == "data_constrained" else {}
+    unique = dict(unique=self._unique) if s.law == "data_constrained" else {}
     return dict(law=law) | dict(loss=s.loss) | dict(delta=s.delta) | unique | _gaps(self, s)
 
 
@@ -187,11 +229,16 @@ def _gaps(self, s) -> dict:
     return dict(nan_policy="omit") if not np.isfinite(loss).all() else {}
 
 
+def _line_kw(self, s) -> dict:
+    "The same for `fit_isoflop`"
+    return (dict(correct_bias=True) if self._given.bias else {}) | _gaps(self, s)
+
+
 def _fit_of(self, s: FitState):
     "FitResult or IsoFlopFit of a setting. ValueError where the runs cannot be fitted"
     kept = self._given.frame[self._keep(s)]
     if s.estimator == "isoflop":
-        return _once(self, s.fit, lambda: fit_isoflop(_on_budgets(kept), **_gaps(self, s)))
+        return _once(self, s.fit, lambda: fit_isoflop(_on_budgets(kept), **_line_kw(self, s)))
     return _once(self, s.fit, lambda: fit_law(kept, **_fit_kw(self, s)))
 
 
@@ -252,32 +299,38 @@ def _doubts_of(self, s: FitState) -> Doubts:
 
 
 def _ends(self, s) -> tuple:
-    "(lowest, highest of the runs, highest shown) FLOPs of the slider; the last grows where a budget beyond it is asked for"
+    "(lowest shown, highest of the runs, highest shown) FLOPs of the slider; the outer ones move where a budget beyond them is asked for"
     C = self.table.C[self.table.usable]
-    return float(C.min()), float(C.max()), max(1000 * float(C.max()), 1.5 * s.C)
+    low = float(C.min())
+    return low if s.C >= low / 1.02 else s.C / 1.5, float(C.max()), max(1000 * float(C.max()), 1.5 * s.C)
 
 
 def _grid(self, s) -> np.ndarray:
     low, top, end = self._ends(s)
-    return np.unique(np.concatenate([np.geomspace(low, top, 13), np.geomspace(top, end, 21)]))
+    least = float(self.table.C[self.table.usable].min())
+    return np.unique(np.concatenate([np.geomspace(low, least, 9)[:-1] if low < least else [], np.geomspace(least, top, 13), np.geomspace(top, end, 21)]))
 
 
-def _path_of(self, s: FitState, interval="auto") -> pd.DataFrame:
-    "As `optimum_frame`, and the band of sizes that lose under 1 %"
+def _path_key(self, s, quick=False) -> tuple:
+    return s.fit, "path", quick, self._ends(s)
+
+
+def _path_of(self, s: FitState, quick=False) -> pd.DataFrame:
+    "As `optimum_frame`, and the band of sizes that lose under 1 %; without intervals where it has to be quick"
     def make():
         fit = self._fit_of(s)
-        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, interval=interval, **_kw_of_frame(self, s))
+        frame = optimum_frame(fit, grid := self._grid(s), level=self.level, **_kw_of_frame(self, s) | (dict(interval=None) if quick else {}))
         return frame.assign(**_slack(fit, grid, frame.method.iloc[0]))
-    return _once(self, (s.fit, "path", interval, self._ends(s)[2]), make)
+    return _once(self, _path_key(self, s, quick), make)
 
 
 def _kw_of_frame(self, s) -> dict:
-    return {k: v for k, v in self._told(s).items() if k in ("held_out", "seed_noise", "isoflop")}
+    return {k: v for k, v in self._told(s).items() if k in ("held_out", "seed_noise", "isoflop", "interval", "n_boot", "seed")}
 
 
 def _size_of(self, s: FitState) -> float:
     "N* without its interval, by the estimator that answers. NoAnswer (a ValueError) where none can"
-    return _once(self, (s.fit, "N", s.C), lambda: float(optimum_frame(self._fit_of(s), [s.C], interval=None, **_kw_of_frame(self, s)).N[0]))
+    return _once(self, (s.fit, "N", s.C), lambda: float(optimum_frame(self._fit_of(s), [s.C], **_kw_of_frame(self, s) | dict(interval=None)).N[0]))
 
 
 def _slack(fit, grid, method) -> dict:
@@ -297,7 +350,7 @@ FitView.doubts = property(lambda self: self._doubts_of(self._state), doc="What t
 def _frame(self) -> pd.DataFrame:  # row, id, N, D, C, loss, budget, used, why
     "The runs, and which are in."
     t, s = self.table, self._state
-    why = np.where(~np.isfinite(t.loss), "no loss", np.where(~t.usable, "held out", np.where(np.isin(t.row, s.excluded), "excluded", np.where(t.step < s.skip, "outside the window", ""))))
+    why = np.where(~t.usable, t.why, np.where(np.isin(t.row, s.excluded), "excluded", np.where(t.step < s.skip, "outside the window", "")))
     return t[["row", "id", "N", "D", "C", "loss", "budget"]].assign(used=why == "", why=why)
 
 
@@ -323,22 +376,46 @@ def _checked(self, changes: dict) -> dict:
     if "skip" in changes and not (isinstance(changes["skip"], (int, np.integer)) and 0 <= changes["skip"] <= most):
         raise ValueError(f"`skip` must lie between 0 and {most}, the budgets but one, but got {changes['skip']!r}.")
     if "excluded" in changes:
-        changes = changes | dict(excluded=tuple(sorted({self._row(r) for r in changes["excluded"]})))
+        given = changes["excluded"]
+        if isinstance(given, (str, bytes)) or not np.iterable(given):
+            raise ValueError(f"`excluded` must be a list of rows or run ids, but got {given!r}.")
+        changes = changes | dict(excluded=tuple(sorted({_place(self, r) if _is_whole(r) else self._row(r) for r in given})))
     return changes
 
 
+def _is_whole(v) -> bool:
+    return isinstance(v, (int, np.integer)) and not isinstance(v, (bool, np.bool_))
+
+
+def _place(self, row) -> int:
+    if not 0 <= row < len(self.table):
+        raise ValueError(f"`excluded` must hold rows, each a row from 0 to {len(self.table) - 1}, or run ids, but got {row!r}.")
+    return int(row)
+
+
 def _row(self, run) -> int:
-    "The row of a run that is named by its row or its id"
-    if isinstance(run, (int, np.integer)) and 0 <= run < len(self.table):
-        return int(run)
-    at = np.flatnonzero(self.table.id == run)
-    if not len(at):
-        raise ValueError(f"`run` must be a row from 0 to {len(self.table) - 1} or a run_id of the frame, but got {run!r}.")
-    return int(at[0])
+    "The row of a run that is named by its run_id, or by its row where no run_id is a whole number"
+    t = self.table
+    numbered = all(map(_is_whole, t.name))
+    if _is_whole(run):
+        at = np.flatnonzero([_is_whole(v) and v == run for v in t.name])
+        if not len(at) and not numbered:
+            at = np.array([run] if 0 <= run < len(t) else [], int)
+    elif isinstance(run, str):
+        at = np.flatnonzero((t.id == run) | (t.name.astype(str) == run))
+    else:
+        at = ()
+    if len(at) == 1:
+        return int(at[0])
+    if len(at):
+        raise ValueError(f"`run` must name one run, but {run!r} is the run_id of rows {', '.join(map(str, at))}. Name one of them 'row {at[0]}'.")
+    by_place = not numbered or not t.attrs["named"] and self._given.rows is None
+    known = f"a row from 0 to {len(t) - 1} or a run_id of the frame" if by_place else f"one of the numbers that name the runs, such as {', '.join(map(str, t.name[:3]))}"
+    raise ValueError(f"`run` must be {known}, but got {run!r}.")
 
 
 FitView._row = _row
-FitView.laws = property(lambda self: ("chinchilla", "coupled", *["data_constrained"] * bool(self._given.unique), *self._given.laws), doc="Forms of the surface to choose from.")
+FitView.laws = property(lambda self: ("chinchilla", "coupled", *["data_constrained"] * bool(self._unique), *self._given.laws), doc="Forms of the surface to choose from.")
 
 # %% ../nbs/10b_fit_view.ipynb #87b0ad00
 def _set(self, **changes) -> str:
@@ -356,31 +433,35 @@ def _said(k, v) -> str:
     if k == "skip":
         return "all budgets" if v == 0 else f"without the smallest {'budget' if v == 1 else f'{v} budgets'}"
     if k == "excluded":
-        return f"{len(v)} runs excluded"
+        return f"{len(v)} run{'s' * (len(v) != 1)} excluded"
     return dict(law=f"{v} form", delta=f"delta {v}").get(k) or _WORDS[v]
 
 
 def _exclude(self,
-    *runs,   # Rows, or run ids
+    *runs,   # Run ids; or rows, where no run_id is a whole number
 ) -> str:
     "Leave runs out; what moved."
     rows = {self._row(r) for r in runs}
     if barred := [r for r in rows if not self.table.usable[r]]:
-        raise ValueError(f"Only a run that is used can be excluded, and {self.table.id[barred[0]]} has no loss or is held out.")
+        raise ValueError(f"Only a run that is used can be excluded, and {self.table.id[barred[0]]} is not: {self.table.why[barred[0]]}.")
     return self._go(replace(self._state, excluded=tuple(sorted({*self._state.excluded, *rows}))), f"without {self._named(rows)}")
 
 
 def _include(self,
-    *runs,   # Rows, or run ids; all that were excluded when none is named
+    *runs,   # As in `exclude`; all that were excluded when none is named
 ) -> str:
     "Take runs in again; what moved."
     rows = {self._row(r) for r in runs} or set(self._state.excluded)
     return self._go(replace(self._state, excluded=tuple(sorted({*self._state.excluded} - rows))), f"with {self._named(rows)} again")
 
 
-def _toggle(self, run) -> str:
+def _toggle(self,
+    run=None,   # As in `exclude`
+    row=None,   # Or its row, as the page names it
+) -> str:
     "Leave a run out, or take it in again."
-    return (self.include if self._row(run) in self._state.excluded else self.exclude)(run)
+    name = self._row(run) if row is None else _place(self, row)
+    return (self.include if name in self._state.excluded else self.exclude)(self.table.id[name])
 
 
 def _named_runs(self, rows) -> str:
@@ -395,7 +476,7 @@ def _undo(self) -> str:
     "The setting before, at the same C; what moved."
     if not self._past:
         raise ValueError("There is nothing to undo.")
-    return self._go(replace(self._past.pop(), C=self._state.C), "undone", remember=False)
+    return self._go(replace(self._past[-1], C=self._state.C), "undone", past=self._past[:-1])
 
 
 def _reset(self) -> str:
@@ -406,27 +487,38 @@ def _reset(self) -> str:
 FitView.undo, FitView.reset = _undo, _reset
 
 # %% ../nbs/10b_fit_view.ipynb #f173d011
-def _go(self, state: FitState, cause: str = "", remember: bool = True) -> str:
-    "To another state; what moved"
+def _go(self, state: FitState, cause: str = "", past: list | None = None) -> str:
+    "To another state; what moved. What is raised on the way leaves everything as it was"
     with self._lock:
-        old, self.error = self._state, ""
-        same = state.fit == old.fit
-        if same and state.C == old.C:
-            return ""
-        if remember and not same:
-            self._past = [*self._past[-99:], old]
-        if not same and not self._good.get("stale"):
-            self._from = self._good.get("fit"), old
-        self._state, self._cause = state, self._cause if same else cause
-        if same:
-            self._good = {**self._good, "answer": self._known_answer(state), "doubts": None}
-            self._say_moved()
-        else:
-            self.moved = ""
-            self._refit(state)
-        moved = "" if same else self.moved
+        before = {k: getattr(self, k) for k in ("_state", "_past", "_good", "_from", "_cause", "_broken", "error", "moved")}
+        try:
+            moved = _gone(self, state, cause, past)
+        except BaseException:
+            vars(self).update(before)
+            raise
+    if moved is None:
+        return ""
     self.changed()
     return moved
+
+
+def _gone(self, state, cause, past):
+    old, self.error, self._broken = self._state, "", None
+    same = state.fit == old.fit
+    if past is not None or not same:
+        self._past = [*self._past[-99:], old] if past is None else past
+    if same and state.C == old.C:
+        return None
+    if not same and not self._good.get("stale"):
+        self._from = self._good.get("fit"), old
+    self._state, self._cause = state, self._cause if same else cause
+    if same:
+        self._good = {**self._good, "answer": self._known_answer(state), "doubts": None}
+        self._say_moved()
+    else:
+        self.moved = ""
+        self._refit(state)
+    return "" if same else self.moved
 
 
 def _known_answer(self, s):
@@ -442,7 +534,7 @@ def _refit(self, s):
         if self.widget is None:
             self._size_of(s)
         if fit is not None:
-            path = self._known.get((s.fit, "path", "auto", self._ends(s)[2]))
+            path = self._known.get(_path_key(self, s))
             path = None if isinstance(path, ValueError) else path
             self._good = dict(fit=fit, iso=self._good.get("iso"), state=s, path=path, answer=self._known_answer(s), doubts=None, ms=1000 * (time.perf_counter() - start))
             self._say_moved()
@@ -454,7 +546,7 @@ def _refit(self, s):
 
 def _fail(self, e):
     "No answer: what is shown stays, and is stale"
-    self.error, self._good, self.moved = str(e), {**self._good, "stale": True}, f"{_upper(self._cause)}: no answer. {e}"
+    self.error, self._good, self.moved = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}", {**self._good, "stale": True}, f"{_upper(self._cause)}: no answer. {e}"
 
 
 def _upper(text) -> str:
@@ -488,7 +580,15 @@ def _between(ends) -> str:
     return f"{si_format(ends[0])} to {si_format(ends[1])}"
 
 
-FitView._known_answer = _known_answer
+def _failed(self, e):
+    "The slow part raised what no setting explains: what the page waits for will not come"
+    with self._lock:
+        self._broken = self._state
+        if not self.error and (self._good.get("stale") or self._good.get("answer") is None):
+            self._fail(e)
+
+
+FitView._known_answer, FitView._failed = _known_answer, _failed
 FitView._go, FitView._refit, FitView._fail, FitView._say_moved = _go, _refit, _fail, _say_moved
 
 # %% ../nbs/10b_fit_view.ipynb #2c6883d1
@@ -500,7 +600,7 @@ def _steps(self):
                 self._good = {**self._good, "state": s, "stale": False, **found}
     try:
         fit = self._fit_of(s)
-        put(fit=fit, iso=self._parabolas_of(s), path=self._path_of(s, None))
+        put(fit=fit, iso=self._parabolas_of(s), path=self._path_of(s, quick=True))
         yield
         answer, path = self._answer_of(s), self._path_of(s)
         put(path=path, answer=answer)
@@ -518,6 +618,19 @@ def _steps(self):
         yield
 
 
+def _find_delta(self):
+    "A fit that came does not say whether its threshold was given or found: where 'auto' finds another, it was given"
+    given = self._given.delta
+    if given is None:
+        return
+    try:
+        found = self._fit_of(self._state).delta
+    except ValueError:
+        return
+    if not math.isclose(found, given, rel_tol=1e-6):
+        self._state = self._start = replace(self._state, delta=given)
+
+
 def _show_first(self):
     "The first fit; a view of runs that cannot be fitted says why"
     self._cause, self._from = "", (None, self._state)
@@ -529,7 +642,7 @@ def _show_first(self):
         self.moved = ""
 
 
-FitView.steps, FitView._show_first = _steps, _show_first
+FitView.steps, FitView._find_delta, FitView._show_first = _steps, _find_delta, _show_first
 
 # %% ../nbs/10b_fit_view.ipynb #03224944
 def _cut(self, s) -> str:
@@ -542,10 +655,13 @@ def _cut(self, s) -> str:
 
 
 def _conditions(self, s) -> list:
-    by_id = not self.table.id.str.startswith("row ").all()
-    out = [_cut(self, s)] if s.skip else []
-    if s.excluded and by_id:
-        out.append(f"~runs.run_id.astype(str).isin({[str(v) for v in self.table.id.iloc[list(s.excluded)]]})")
+    t, frame, out = self.table, self._given.frame, []
+    for c in t.attrs["cuts"]:
+        x = f"runs.{c}" + ".astype(float)" * (frame[c].dtype == object)
+        out.append(f"({x} > 0)" + f" & np.isfinite({x})" * bool(np.isinf(_numbers(frame, c)).any()))
+    out += [_cut(self, s)] if s.skip else []
+    if s.excluded and t.attrs["named"]:
+        out.append(f"~runs.run_id.astype(str).isin({[str(v) for v in t.id.iloc[list(s.excluded)]]})")
     elif s.excluded:
         out.append(f"~np.isin(np.arange(len(runs)), {list(s.excluded)})")
     return out
@@ -553,6 +669,19 @@ def _conditions(self, s) -> list:
 
 def _arguments(kw: dict, **defaults) -> str:
     return "".join(f", {k}={v!r}" for k, v in kw.items() if defaults.get(k, ...) != v)
+
+
+def _told_code(self) -> str:
+    "The further keywords of `compute_optimal`: those that came with the runs, and those that this view was given, which win"
+    g, own = self._given, {k: repr(float(v) if isinstance(v, np.floating) else v) if v is None or isinstance(v, (bool, int, float, str)) else k for k, v in self._extra.items()}
+    both = {k: v for k, v in own.items() if k in g.answer}
+    came = g.answer_code
+    if both and came.startswith("**"):
+        came += f" | dict({', '.join(f'{k}={v}' for k, v in both.items())})"
+        own = {k: v for k, v in own.items() if k not in both}
+    elif both:
+        came = ""
+    return "".join(f", {v}" for v in [came, *(f"{k}={v}" for k, v in own.items())] if v)
 
 
 def _code(self) -> str:
@@ -569,18 +698,17 @@ def _code(self) -> str:
         if _added(g.frame):
             lines.append(f'kept = {data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]')
             data = "kept"
-        lines.append(f"{new} = fit_isoflop({data}{_arguments(_gaps(self, s))})")
+        lines.append(f"{new} = fit_isoflop({data}{_arguments(_line_kw(self, s))})")
     else:
         kw = _fit_kw(self, s)
-        own = ", law=form" if s.law in g.laws else ""
+        own = ", law=fit.law.form" if s.law in g.laws else ""
         lines.append(f"{new} = fit_law({data}{own}{_arguments({k: v for k, v in kw.items() if not (own and k == 'law')}, law='chinchilla', loss='huber', delta='auto')})")
     if beside:
-        lines.append(f'isoflop = fit_isoflop({data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]{_arguments(_gaps(self, s))})')
-    extra = ", isoflop=isoflop" * beside + "".join(f", {k}={v!r}" if isinstance(v, (int, float, str)) else f", {k}={k}" for k, v in self._extra.items())
+        lines.append(f'isoflop = fit_isoflop({data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]{_arguments(_line_kw(self, s))})')
+    told = _told_code(self) + ", isoflop=isoflop" * beside
     level = "" if self.level == .9 else f", level={self.level!r}"
-    told = f", {g.answer_code}" if g.answer_code and not self._extra else ""
     C = next(t for t in (f"{s.C:.5g}", f"{s.C:.15g}") if float(t) == float(f"{s.C:.15g}")).replace("e+", "e")
-    return "\n".join([*lines, f"compute_optimal({new}, {C}{level}{told}{extra})"]).strip()
+    return "\n".join([*lines, f"compute_optimal({new}, {C}{level}{told})"]).strip()
 
 
 FitView.code = _code
@@ -599,14 +727,15 @@ def _fixed_part(self) -> dict:
     budgets = np.unique(t.budget[t.usable])
     names, n = budget_names(budgets), len(budgets)
     points = lambda rows: [dict(row=int(r.row), id=r.id, k=int(r.step), n=_sig(r.N), d=_sig(r.D), c=_sig(r.C), l=_sig(r.loss, 6)) for r in rows.itertuples()]
-    runs, held = points(t[t.usable]), points(t[~t.usable & np.isfinite(t.loss)])
+    runs, held, lack = points(t[t.usable]), points(t[t.why == "held out"]), t.why[~t.usable & (t.why != "held out")].value_counts()
     losses = [["huber:auto", "Huber", f"{LOSSES['huber']}, the threshold from the runs' own scatter"], ["huber:0.001", "δ = 1e-3", "Huber's loss with the threshold of the papers"],
               ["log_mse:auto", "log MSE", LOSSES["log_mse"]], ["mse:auto", "MSE", LOSSES["mse"]]]
     own = f"{self._start.loss}:{self._start.delta}"
     if own not in [v[0] for v in losses]:
         losses.append([own, f"δ = {self._start.delta:.2g}", "the threshold of the fit that this view was given"])
-    return dict(view=self._id, budgets=[dict(name=names[b], c=_sig(b), color=c, shape=_SHAPES[i % len(_SHAPES)]) for i, (b, c) in enumerate(zip(budgets, budget_colors(n)))],
-                runs=runs, held=held, missing=int((~np.isfinite(t.loss)).sum()), laws=[[v, v.replace("_", "-")] for v in self.laws], losses=losses, level=self.level,
+    looks = [dict(name=names[b], c=_sig(b), color=c, shape=_SHAPES[i % len(_SHAPES)]) for i, (b, c) in enumerate(zip(budgets, budget_colors(n)))]
+    return dict(view=self._id, budgets=looks, runs=runs, held=held, missing=[f"{n} {'has' if n == 1 else 'have'} {why}" for why, n in lack.items()], laws=[[v, v.replace("_", "-")] for v in self.laws],
+                losses=losses, level=self.level,
                 windows=list(range(min(max(n - 2, 1), 5))), mock=MOCK if _is_mock(self) else "")
 
 
@@ -621,7 +750,7 @@ def _curves_part(self) -> dict:
     if fit is None:
         return {}
     path = g.get("path")
-    out = dict(path=_path_part(path) if path is not None else _bare_path(fit, self._grid(s)), top=_sig(fit.C.max()), ends=_sig(self._ends(s)),
+    out = dict(path=_path_part(path) if path is not None else _bare_path(fit, self._grid(s)), top=_sig(fit.C.max()), low=_sig(fit.C.min()), ends=_sig(self._ends(s)),
                bands=path is not None and bool(path.N_low.notna().any()),
                profiles=_profiles(self, fit, s))
     return out | dict(floor=_sig(fit.law.E) if hasattr(getattr(fit, "law", None), "E") and "E" not in fit.at_bounds else None)
@@ -687,7 +816,7 @@ def _parts_of(self) -> dict:
         self._fixed = _fixed_part(self)
     state = dict(C=_sig(s.C, 12), estimator=s.estimator, law=s.law, loss=f"{s.loss}:{s.delta}", skip=s.skip, excluded=list(s.excluded), used=int((self._keep(s) & self.table.usable).sum()),
                  undo=bool(self._past), fresh=s.fit == self._start.fit, moved=self.moved, error=self.error, stale=bool(g.get("stale")), ms=_sig(g.get("ms"), 3),
-                 busy=not self.error and (g.get("doubts") is None or g.get("state") != s), code=self.code())
+                 busy=not self.error and self._broken is not s and (g.get("doubts") is None or g.get("state") != s), code=self.code())
     return dict(fixed=self._fixed, curves=_curves_part(self), answer=_answer_part(self), state=state)
 
 
@@ -714,7 +843,9 @@ def _text(self) -> str:
 def _pictures(self) -> str:
     "The charts as one image that needs nothing else, with its text; in mid-grey on nothing, for light and dark pages"
     fit = self.fit
-    charts = [plot_isoflop(fit), plot_optimum(fit, self._state.C, level=self.level), plot_loss(fit, self._state.C, level=self.level)]
+    kw = {k: v for k, v in self._told(self._state).items() if k in ("isoflop", "interval", "seed_noise", "n_boot", "seed")} | dict(level=self.level)
+    beside = kw.get("isoflop")
+    charts = [plot_isoflop(fit) if beside is None or isinstance(fit, IsoFlopFit) else plot_isoflop(beside, fit), plot_optimum(fit, self._state.C, **kw), plot_loss(fit, self._state.C, **kw)]
     with alt.theme.enable("scaling_nb"):
         svg = chart_svg(stack(*charts).to_dict())
     data = base64.b64encode(svg.encode()).decode()

@@ -175,8 +175,8 @@ def test_a_form_of_ones_own_can_be_chosen():
     form = Form(lambda N, D, A, B, a, b: A / N ** a + B / D ** b, ("A", "B", "a", "b"), [(1, 1e5), (1, 1e5), (.01, 2), (.01, 2)], name="floorless")
     fit = fit_law(sweep(wrong=None, budgets=3), law=form)
     view = fv.FitView(fit, C=1e20)
-    assert view.laws == ("chinchilla", "coupled", "floorless") and view.state.law == "floorless" and "law=form" in view.code()
-    exec(view.code().rpartition("\n")[0], space := dict(fit=fit, form=form))     # the answer itself takes a dozen fits of such a form
+    assert view.laws == ("chinchilla", "coupled", "floorless") and view.state.law == "floorless" and "law=fit.law.form" in view.code()
+    exec(view.code().rpartition("\n")[0], space := dict(fit=fit))     # the answer itself takes a dozen fits of such a form
     assert space["refitted"].law.values == view.fit.law.values and space["fit"] is fit
 
 
@@ -219,6 +219,120 @@ def test_an_error_in_the_slow_part_is_told(monkeypatch):
     view.set(C=2e20)
     view.wait()
     assert view.said == dict(ok=False, text="ZeroDivisionError: division by zero", what="", n=1) == view.widget.said
+    assert not view.sent[-1]["state"]["busy"] and not view.sent[-1]["state"]["stale"] and view.sent[-1]["answer"]["N"]   # the answer is there, and nothing is on its way
+    monkeypatch.setattr(fv, "compute_optimal", lambda *a, **kw: 1 / 0)
+    view.set(skip=1)
+    last = view.wait()["state"]
+    assert not last["busy"] and last["stale"] and last["error"].startswith("ZeroDivisionError")
+
+
+def test_an_error_on_the_way_leaves_everything_as_it_was(monkeypatch):
+    view = fv.FitView(RUNS, C=1e21)
+    view.exclude(3)
+    before, good = (view.state, view._past, view.moved), view._good
+    with monkeypatch.context() as m:
+        m.setattr(fv, "fit_law", lambda *a, **kw: 1 / 0)
+        for act in (lambda: view.set(loss="mse"), lambda: view.set(skip=1)):
+            with pytest.raises(ZeroDivisionError):
+                act()
+            assert (view.state, view._past, view.moved) == before and view._good is good and not view.error
+    view._known = {}
+    with monkeypatch.context() as m:
+        m.setattr(fv, "fit_law", lambda *a, **kw: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            view.undo()
+    assert (view.state, view._past, view.moved) == before
+    view.undo()
+    assert view.state.excluded == () and view._past == []
+    for wrong in (dict(bogus=3), dict(fit=3)):
+        with pytest.raises(TypeError, match="takes what `compute_optimal` takes.*held_out"):
+            fv.FitView(RUNS, **wrong)
+
+
+def test_runs_without_a_size_are_left_out_and_said_why():
+    gaps = RUNS.drop(columns="budget").assign(C=RUNS.C.where(RUNS.index != 5), loss=RUNS.loss.where(RUNS.index != 7))
+    view = fv.FitView(gaps, C=1e21)
+    assert view.frame().why.value_counts().to_dict() == {"": 40, "no C": 1, "no loss": 1} and view.answer.N == compute_optimal(fit_law(gaps.drop(index=[5, 7])), 1e21).N
+    assert rerun(view, runs=gaps).N == view.answer.N and "(runs.C > 0)" in view.code() and view.parts()["fixed"]["missing"] == ["1 has no C", "1 has no loss"]
+    with pytest.raises(ValueError, match="run05 is not: no C"):
+        view.exclude("run05")
+    view.set(estimator="isoflop", skip=1)
+    assert rerun(view, runs=gaps).N == view.answer.N
+    empty = RUNS.drop(columns="budget").assign(C=np.nan)     # as where no C was recorded at all
+    view = fv.FitView(empty, C=1e21)
+    view.set(skip=2)
+    assert "6 * runs.N * runs.D > " in view.code() and rerun(view, runs=empty).N == view.answer.N
+    with pytest.raises(ValueError, match="Column 'N' must hold numbers, but row 0 has '12M'"):
+        fv.FitView(RUNS.assign(N="12M"))
+    frame = RUNS.copy()
+    view = fv.FitView(frame, C=1e21)
+    N, frame["loss"] = view.answer.N, 9.
+    view.exclude(3)
+    view.undo()
+    view._known = {}
+    assert view.answer.N == N
+
+
+def test_a_run_is_called_by_its_name_first():
+    numbered = RUNS.assign(run_id=range(100, 142))
+    view = fv.FitView(numbered, C=1e21)
+    assert view.exclude(117) and view.state.excluded == (17,) and rerun(view, runs=numbered).N == view.answer.N
+    assert view.include(117) and view.toggle(row=3) and view.state.excluded == (3,)
+    view.set(excluded=view.state.excluded)
+    for wrong in (17, True, 1.5):
+        with pytest.raises(ValueError, match="one of the numbers that name the runs, such as 100, 101, 102"):
+            view.exclude(wrong)
+    twice = fv.FitView(RUNS.assign(run_id=RUNS.run_id.replace("run09", "run04")), C=1e21)
+    with pytest.raises(ValueError, match="'run04' is the run_id of rows 4, 9. Name one of them 'row 4'"):
+        twice.exclude("run04")
+    assert "row 9" in twice.exclude("row 9") and twice.exclude(2) and twice.state.excluded == (2, 9)
+    assert fv._said("excluded", (3,)) == "1 run excluded"
+    fit = fit_law(RUNS.assign(loss=RUNS.loss.where(RUNS.index != 5)), nan_policy="omit")
+    view = fv.FitView(fit, C=1e21)
+    assert "row 17 " in view.exclude(17) and view.fit.L[16] != fit.L[16] and rerun(view, fit=fit).N == view.answer.N
+    with pytest.raises(ValueError, match="numbers that name the runs"):
+        view.exclude(5)
+
+
+def test_a_view_opens_with_the_fit_that_it_was_given():
+    line = fit_isoflop(RUNS, correct_bias=True)
+    view = fv.FitView(line, C=1e21)
+    assert view.answer.N == compute_optimal(line, 1e21).N != compute_optimal(fit_isoflop(RUNS), 1e21).N and "correct_bias=True" in view.code() and rerun(view, fit=line).N == view.answer.N
+    with pytest.raises(ValueError, match="its own exponents"):
+        fv.FitView(fit_isoflop(RUNS, correct_bias=ChinchillaLaw(E=1.5, A=300., B=300., alpha=.5, beta=.2)))
+    for law, delta in (("coupled", 1e-3), ("coupled", "auto"), ("chinchilla", .00123456), ("chinchilla", "auto")):
+        fit = fit_law(RUNS, law=law, delta=delta)
+        view = fv.FitView(fit, C=1e21)
+        assert view.state.delta == delta and view.fit.law == fit.law
+
+
+def test_further_keywords_reach_answer_path_picture_and_code(monkeypatch):
+    given = type("Study", (), dict(runs=RUNS, target=1e21, evidence=dict(held_out=None, recipe_checked="by hand", seed_noise=.01)))()
+    view = fv.FitView(given, seed_noise=.004, unique_tokens=1e10, interval=None)
+    code = view.code()
+    assert "**study.evidence | dict(seed_noise=0.004), unique_tokens=10000000000.0, interval=None)" in code
+    again = rerun(view, study=given)
+    assert again.seed_noise == view.answer.seed_noise == .004 and again.recipe_checked == "by hand" and again.epochs == view.answer.epochs and again.N_interval is None
+    for _ in view.steps():
+        pass
+    assert not view.parts()["curves"]["bands"] and "data_constrained" in view.laws
+    asked = []
+    real = fv.plot_optimum
+    monkeypatch.setattr(fv, "plot_optimum", lambda fit, C, **kw: asked.append(kw) or real(fit, C, **kw))
+    view.still()
+    assert asked == [dict(interval=None, seed_noise=.004, level=.9)]
+
+
+def test_a_budget_below_the_runs_is_no_budget_within_them():
+    view = fv.FitView(RUNS, C=4e15)
+    for _ in view.steps():
+        pass
+    curves, answer = view.parts()["curves"], view.parts()["answer"]
+    assert curves["ends"][0] < 4e15 < curves["low"] and curves["path"]["C"][0] < 4e15 and np.all(np.diff(curves["path"]["C"]) > 0)
+    assert dict((k, (g, w)) for k, g, w in answer["criteria"])["reach"] == ("C", "25x below the smallest budget measured.")
+    assert "25 times below the smallest budget measured" in repr(view) and any("25x below the smallest that was measured" in w for w in view.answer.warnings)
+    view.set(C=1e18)
+    assert view.answer.below == 1 and "within the budgets measured" in repr(view)
 
 
 def test_words_and_pictures_for_readers_without_a_page(capsys):
@@ -270,13 +384,24 @@ view = fv.FitView(RUNS, C=1e21)
 view"""
 
 
+BROKEN = """view = Toy(); view.show(); view.still = lambda: 1 / 0
+try:
+    view.close()
+except ZeroDivisionError as e:
+    print(type(e).__name__, view.widget is None)"""
+
+
 def test_nbclient_keeps_words_and_a_picture_and_little_else():
     "Of a view that lives on, and of one that was closed."
     import nbclient
     import nbformat
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK), nbformat.v4.new_code_cell("other = fv.FitView(RUNS, C=1e21); other.exclude(17); other.show(); other.close();")])
+    toy = "from test_fit_view import Toy; toy = Toy(); toy.show()"
+    closes = "other = fv.FitView(RUNS, C=1e21); other.exclude(17); other.show(); other.close();"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(t) for t in (NOTEBOOK, closes, toy, "toy", "toy.close()", "toy", BROKEN)])
     nbclient.NotebookClient(nb, timeout=240, kernel_name="python3").execute()
-    (first, still), (closed, nothing) = (c.outputs for c in nb.cells)
+    (first, still), (closed, nothing) = (c.outputs for c in nb.cells[:2])
+    assert [len(c.outputs) for c in nb.cells[2:6]] == [2, 2, 0, 1]     # once a cell, and again in a later one
+    assert nb.cells[6].outputs[-1].text == "ZeroDivisionError True\n" and "Nothing is left of this view: ZeroDivisionError" in nb.cells[6].outputs[0].data["text/html"]
     assert first.data["text/plain"].startswith("FitView: 42 of 42 runs") and "application/vnd.jupyter.widget-view+json" in first.data
     assert 'class="snb-still"' in still.data["text/html"] and "data:image/svg+xml" in still.data["text/html"]
     assert set(closed.data) == {"text/html", "text/plain"} and "41 of 42" in closed.data["text/html"] and "data:image/svg+xml" in closed.data["text/html"]

@@ -63,9 +63,9 @@ function render({ model, el }) {
   const hover = group => { if (locked === null) light(group) }
   const rule = (v, done) => { held = !done; move(v, done) }
   const perGroup = { hover: g => hover(g) }
-  const profile = new Plot(one.f, { x: { title: "N, parameters", log: true, format: "si" }, y: { title: "held-out loss, nats/token" }, on: { ...perGroup, pick: id => id[0] === "r" ? press("toggle", { run: +id.slice(1) }) : lock(+id.slice(1)) } })
+  const profile = new Plot(one.f, { x: { title: "N, parameters", log: true, format: "si" }, y: { title: "held-out loss, nats/token" }, on: { ...perGroup, pick: id => id[0] === "r" ? press("toggle", { row: +id.slice(1) }) : lock(+id.slice(1)) } })
   const optimum = new Plot(two.f, { x: { title: "C, FLOPs", log: true, format: "sci" }, y: { title: "N*, parameters", log: true, format: "si" }, on: { ...perGroup, pick: id => lock(+id.slice(1)), rule } })
-  const losses = new Plot(three.f, { x: { title: "C, FLOPs", log: true, format: "sci" }, y: { title: "held-out loss, nats/token" }, on: { ...perGroup, pick: id => press("toggle", { run: +id.slice(1) }), rule } })
+  const losses = new Plot(three.f, { x: { title: "C, FLOPs", log: true, format: "sci" }, y: { title: "held-out loss, nats/token" }, on: { ...perGroup, pick: id => press("toggle", { row: +id.slice(1) }), rule } })
   const which = choice(two.caption, "", [["N", "N*"], ["D", "D*"]], v => { quantity = v; which(v); optimum.axes.y.title = v === "N" ? "N*, parameters" : "D*, tokens"; put(two.title, v === "N" ? "Best size by budget" : "Best tokens by budget"); optimum.ends.y = null; paintPaths(); paintC() })
   which("N")
 
@@ -117,14 +117,16 @@ function render({ model, el }) {
   }
 
   function paintC() {                  // all that follows the slider
-    const c = get("curves"), v = at(C), s = get("state"), a = get("answer"), far = C / c.top, L = Math.round(100 * fixed.level)
+    const c = get("curves"), v = at(C), s = get("state"), a = get("answer"), far = C / c.top, below = c.low / C, L = Math.round(100 * fixed.level)
     if (document.activeElement !== field) field.value = exact(C)
     slider.value = Math.log10(C); slider.setAttribute("aria-valuetext", `${exact(C)} FLOPs: N* ${si(v.N)}, D* ${si(v.D)}`)
-    put(reach, !c.top ? "" : far > 1.02 ? `${+far.toPrecision(far < 10 ? 2 : 3) < 1e4 ? +far.toPrecision(far < 10 ? 2 : 3) : si(far)}× the largest budget measured` : "within the budgets measured")
+    const times = v => { const w = +v.toPrecision(v < 10 ? 2 : 3); return (w < 1e4 ? w : si(v)) + "×" }
+    put(reach, !c.top ? "" : far > 1.02 ? `${times(far)} the largest budget measured` : below > 1.02 ? `${times(below)} below the smallest budget measured` : "within the budgets measured")
     const none = s.busy && !c.bands ? PENDING : "no interval", between = (i, f) => i ? `${L} %: ${f(i[0])} to ${f(i[1])}` : none, fix = x => x.toFixed(3)
     put(tiles.N.big, si(v.N)); put(tiles.N.low, between(v.Ni, si)); put(tiles.D.big, si(v.D)); put(tiles.D.low, between(v.Di, si))
     put(tiles.ratio.big, finite(v.N) ? si(v.D / v.N) : "-"); put(tiles.ratio.low, v.Ni ? `${L} %: ${si(v.Di[0] / v.Ni[1])} to ${si(v.Di[1] / v.Ni[0])}` : "")
-    put(tiles.loss.big, finite(v.loss) ? fix(v.loss) : "withheld"); put(tiles.loss.low, finite(v.loss) ? between(v.li, fix) : far > 100 ? "too far to promise" : s.busy ? PENDING : "not known")
+    const priced = c.path?.loss?.some(finite)      // a line of two budgets knows no loss at all
+    put(tiles.loss.big, finite(v.loss) ? fix(v.loss) : priced ? "withheld" : "-"); put(tiles.loss.low, finite(v.loss) ? between(v.li, fix) : !priced ? s.busy ? PENDING : "not known" : far > 100 ? "too far to promise" : s.busy ? PENDING : "not known")
     put(tiles.slack.big, v.slack ? `${si(v.slack[0], 2)} – ${si(v.slack[1], 2)}` : "-"); put(tiles.slack.low, v.slack ? "of the compute" : "a line knows no cost")
     for (const [k, o, f] of [["N", v.No, si], ["D", v.Do, si], ["loss", finite(v.loss) ? v.lo : null, fix]]) { put(tiles[k].wide, o ? `outer: ${f(o[0])} to ${f(o[1])}` : ""); tiles[k].wide.title = o ? "if the form of the law is slightly wrong" : "" }
     const r = { x: C, min: c.ends?.[0], max: c.ends?.[2], tab: -1, label: "Compute to spend, FLOPs", text: `${exact(C)} FLOPs` }
@@ -162,15 +164,15 @@ function render({ model, el }) {
     profile.update({ lines, spans, points, label: `Held-out loss against N along ${fixed.budgets.length} budgets: runs, parabolas, the surface dotted. ${good} budgets enclose a minimum. Arrows move between runs, Enter leaves one out or takes it in.` })
   }
   function split(c, k) {               // the line within the runs, and beyond
-    const p = c.path, n = p.C.length, inner = [[], []], outer = [[], []]
-    for (let i = 0; i < n; i++) { if (p.C[i] <= c.top * 1.0001) { inner[0].push(p.C[i]); inner[1].push(p[k]?.[i]) } if (p.C[i] >= c.top * .9999) { outer[0].push(p.C[i]); outer[1].push(p[k]?.[i]) } }
-    return [{ x: inner[0], y: inner[1], cls: "answer" }, { x: outer[0], y: outer[1], cls: "beyond" }]
+    const p = c.path, n = p.C.length, inner = [[], []], outer = [[], []], under = [[], []]
+    for (let i = 0; i < n; i++) { if (p.C[i] <= c.low * 1.0001) { under[0].push(p.C[i]); under[1].push(p[k]?.[i]) } if (p.C[i] >= c.low * .9999 && p.C[i] <= c.top * 1.0001) { inner[0].push(p.C[i]); inner[1].push(p[k]?.[i]) } if (p.C[i] >= c.top * .9999) { outer[0].push(p.C[i]); outer[1].push(p[k]?.[i]) } }
+    return [{ x: inner[0], y: inner[1], cls: "answer" }, { x: outer[0], y: outer[1], cls: "beyond" }, { x: under[0], y: under[1], cls: "beyond" }]
   }
   const bands = (c, k) => ["_outer", ""].filter(o => c.path[k + o + "_low"]).map(o => ({ x: c.path.C, low: c.path[k + o + "_low"], high: c.path[k + o + "_high"], cls: o ? "outer" : "" }))
   function paintPaths() {
     const c = get("curves")
     if (!c.path) return
-    const zones = [{ from: c.top, to: c.ends[2], label: "extrapolated" }], q = quantity, small = q.toLowerCase()
+    const zones = [{ from: c.top, to: c.ends[2], label: "extrapolated" }, ...(c.low > 1.02 * c.ends[0] ? [{ from: c.ends[0] / 1.4, to: c.low, label: "" }] : [])], q = quantity, small = q.toLowerCase()
     const best = (c.profiles || []).filter(p => p.best).map(p => ({ p, b: budget(p.k) }))
     const tokens = (p, n) => p.best.d * p.best.n / n
     optimum.axes.x.ends = losses.axes.x.ends = [c.ends[0] / 1.4, c.ends[2]]
@@ -190,7 +192,7 @@ function render({ model, el }) {
     pickEstimator(s.estimator); pickLaw(s.law); pickLoss(s.loss); pickWindow(s.skip)
     for (const b of bar.querySelectorAll("button")) b.disabled = line.mute || line.gone || (s.estimator === "isoflop" && !b.closest(".choice").matches(":first-child,:last-child"))
     const out = s.excluded.length, hint = out ? "" : " Click a run, or press Enter on it, to leave it out."
-    put(moved, s.stale && !s.error ? "Fitting …" : s.error && s.moved ? s.moved.split(": no answer")[0] + ": no answer." : s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing ? `; ${fixed.missing} have no loss` : ""}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
+    put(moved, s.stale && !s.error ? "Fitting …" : s.error && s.moved ? s.moved.split(": no answer")[0] + ": no answer." : s.moved || `${s.used} of ${fixed.runs.length} runs are in${fixed.missing.map(v => "; " + v).join("")}${fixed.held.length ? `; ${fixed.held.length} held out` : ""}.${hint}`)
     undo.disabled = !s.undo || line.mute || line.gone; reset.disabled = s.fresh || line.mute || line.gone
     put(pre, s.code)
     const [kind, text] = line.gone ? ["bad", "The kernel that this view belonged to is gone. This is its last word; run the cell again to go on."] : s.error ? ["bad", `No answer, so the last one stays, in grey. ${s.error}`]
