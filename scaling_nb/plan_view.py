@@ -20,7 +20,7 @@ import numpy as np
 from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plot_plan
 from .hardware import HARDWARE, dollars_of_flops, hours_of_flops
 from .laws import sci_format
-from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, format_seconds, plan_sweep, telling
+from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, _relaxations, format_seconds, plan_sweep, telling
 from .views import View
 
 # %% ../nbs/10c_plan_view.ipynb #10c00008
@@ -84,10 +84,11 @@ def _spread(low, top, n) -> list: return [float(f"{b:.3g}") for b in np.geomspac
 
 def _spent(kw, money, value) -> dict:
     "What may be spent, said in one way."
-    if money == "spend_flops":
-        if kw.get("target") is None: raise ValueError("FLOPs to spend choose the budgets of a sweep for a target, and there is none. Move the target too, or the budgets.")
-        money, value = "spend", value/kw["target"]
-    return {k: v for k, v in kw.items() if k not in (*_MONEY, "budgets")} | {money: value}
+    target = _target_of(kw)
+    if money == "spend_flops": money, value = "spend", value/target
+    return {k: v for k, v in kw.items() if k not in (*_MONEY, "budgets")} | {"target": target, money: value}
+
+def _target_of(kw) -> float: return kw.get("target") or 10*max(kw["budgets"])
 
 def _limited(base, moved) -> Constraints:
     "The limits, with those that were moved."
@@ -106,10 +107,12 @@ def _name_of(value, otherwise: str) -> str:
     "What the user's notebook calls it."
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    names = [k for k, v in (shell.user_ns if shell else {}).items() if v is value and k.isidentifier() and not k.startswith("_")]
+    names = [k for k, v in list((shell.user_ns if shell else {}).items()) if v is value and k.isidentifier() and not k.startswith("_")]
     return otherwise if not names or otherwise in names else names[0]
 
-def _number(x) -> str: return re.sub(r"e\+?(-?)0*", r"e\1", short if isinstance(x, float) and float(short := f"{x:g}") == x else repr(x))
+def _number(x) -> str:
+    if not math.isfinite(x): return f"float('{x}')"
+    return re.sub(r"e\+?(-?)0*", r"e\1", short if isinstance(x, float) and float(short := f"{x:g}") == x else repr(x))
 
 def _changed_fields(value) -> str:
     "A dataclass by the fields that differ from their defaults."
@@ -117,10 +120,10 @@ def _changed_fields(value) -> str:
     return f"{type(value).__name__}({', '.join(f'{k}={_code(v)}' for k, v, default in parts if v != default)})"
 
 def _code(v) -> str:
+    if hasattr(v, "tolist"): v = v.tolist()   # arrays of NumPy and torch
     if isinstance(v, (list, tuple)):
         inside = ", ".join(map(_code, v)) + ("," if isinstance(v, tuple) and len(v) == 1 else "")
         return f"[{inside}]" if isinstance(v, list) else f"({inside})"
-    if isinstance(v, (np.integer, np.floating)): v = v.item()
     return _number(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else _changed_fields(v) if hasattr(type(v), "__dataclass_fields__") else repr(v)
 
 def plan_code(
@@ -146,7 +149,7 @@ class PlanView(View):
     """`plan_sweep` with handles: what it costs, what is left out and how wide the answer will be, while you move them. It takes what `plan_sweep` takes.
 
     Raises what `plan_sweep` raises of the arguments that it begins with. `plan` is the SweepPlan as it stands, `state` the value of every control, `code()` the call that makes the plan again."""
-    scripts, actions, rests = ("parts.js", "plot.js", "plan.js"), ("move", "code"), .25
+    scripts, actions, rests = ("parts.js", "plot.js", "plan.js"), ("move",), .25
 
     def __init__(self,
         problem,                   # Problem
@@ -167,19 +170,26 @@ class PlanView(View):
         self.given = {k: v for k, v in {**named, **options}.items() if v is not None or k == "speed"}
         if budgets is not None: self.given["budgets"] = [float(b) for b in np.atleast_1d(budgets)]
         self.forecast, self.busy, self.answered, self.stale, self.took, self.ranges = None, "", 0, True, 0., {}
-        self._wishes, self._wake, self._worker, self._forecast_of, self._asked, self._timed = [], threading.Event(), None, None, {}, True
-        self.plan = self._planned(asked(self.given, {}, self.base))
+        self._wishes, self._worker, self._forecast_of, self._newest = [], None, None, 0
+        self._take(self._planned([asked(self.given, {}, self.base)]))
         if isinstance(hardware, str) and hardware == "measure":   # timed once; what is planned from here on is for the machine as it was then
             self.given = {k: v for k, v in self.given.items() if k != "price"} | dict(hardware=self.plan.hardware)
             self._asked = asked(self.given, {}, self.base)
 
-    def _planned(self, kw, quick=False) -> SweepPlan:
-        "The plan of these keywords. Quickly: without steps timed on this machine."
-        guess = quick and kw.get("speed", "measure") == "measure" and kw.get("hardware") is None and getattr(kw.get("constraints"), "seconds", None) is None
-        start, rest = time.perf_counter(), {k: v for k, v in kw.items() if k != "speed"}
-        plan = plan_sweep(self.problem, **(rest | dict(speed=None) if guess else kw))
-        self._asked, self._timed, self.took = kw, not guess, time.perf_counter() - start
-        return plan
+    def _planned(self, tries, quick=False) -> tuple:
+        """(plan, its keywords, is its time known, seconds that it took) of the first of these keywords that can be planned; raises what the last raises. Quickly: without steps timed on this machine.
+
+        It only tells: whoever asked takes it, or leaves it where something newer stands."""
+        start = time.perf_counter()
+        for kw in tries:
+            guess = quick and kw.get("speed", "measure") == "measure" and kw.get("hardware") is None and getattr(kw.get("constraints"), "seconds", None) is None
+            try: return plan_sweep(self.problem, **(kw | dict(speed=None) if guess else kw)), kw, not guess, time.perf_counter() - start
+            except ValueError:
+                if kw is tries[-1]: raise
+
+    def _take(self, made):
+        "This plan stands, and all that is said of it with it."
+        with self._lock: self.plan, self._asked, self._timed, self.took = made
 
 # %% ../nbs/10c_plan_view.ipynb #10c00018
 def _note_move(self, name, value):
@@ -190,7 +200,10 @@ def _note_move(self, name, value):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value): raise TypeError(f"`{name}` must be a number, but got {value!r}.")
         value = (int(round(value)) if name in _WHOLE else float(value))
         if value < 0 or value == 0 and name != "replicates" and name not in _LIMITS: raise ValueError(f"`{name}` must be positive, but got {value!r}.")
-    if name in _LIMITS and not any(k in self.moved for k in _LIMITS): self.base = self.plan.constraints
+    if name in _LIMITS and not any(k in self.moved for k in _LIMITS):   # from the plan's, without what the hardware and the hours say: they may move yet
+        first = self.given.get("constraints") or Constraints()
+        self.base = replace(self.plan.constraints, memory=first.memory, seconds=first.seconds)
+    if name in _MONEY and self.given.get("target") is None and any(k in self.moved for k in _ENDS): self.moved = dict(target=self.state["target"]) | self.moved   # the one that is shown
     if name in _MONEY: self.moved = {k: v for k, v in self.moved.items() if k not in (*_MONEY, *_ENDS)}
     if name in _ENDS and name not in self.moved:
         budgets = self.plan.budgets
@@ -204,70 +217,89 @@ def _note_reset(self, name):
     self.moved = {k: v for k, v in self.moved.items() if k not in gone}
     if not any(k in self.moved for k in _LIMITS): self.base = self.given.get("constraints") or Constraints()
 
-def _replan(self, quick=False):
-    "Make the plan that is asked for; raises what it raises, and keeps the last good one."
-    try: self.plan, self.error = self._planned(asked(self.given, self.moved, self.base), quick), ""
-    except Exception as e:   # the user's constructor may raise anything
-        self.error = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
-        raise
-    finally: self.stale = True
+def _tries(self) -> list:
+    "Keywords to plan with, the first that can be: where one recommended limit was moved, the others still give way as those of `plan_sweep` do."
+    kw = asked(self.given, self.moved, self.base)
+    if self.given.get("constraints") is not None or kw.get("constraints") is None or kw.get("budgets") is not None: return [kw]
+    given_way = [c for c, _ in _relaxations(None)]
+    fewer = given_way[given_way.index(self.base) + 1:] if self.base in given_way else []
+    return [kw, *(kw | dict(constraints=_limited(c, self.moved)) for c in fewer)]
 
-PlanView._note_move, PlanView._note_reset, PlanView._replan = _note_move, _note_reset, _replan
+def _words(e) -> str: return str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+
+def _replan(self, quick=False):
+    "Make the plan that is asked for, unless something newer is asked for meanwhile. Returns what it raised; the last good plan stays then."
+    made = wrong = None
+    with self._lock: wish = self._newest = self._newest + 1; self.stale = True
+    try:
+        with self._lock: tries = self._tries()
+        made = self._planned(tries, quick)
+    except Exception as e: wrong = e   # the user's constructor may raise anything
+    with self._lock:
+        if wish == self._newest:
+            self.error, self.stale = _words(wrong) if wrong else "", True
+            if made: self._take(made)
+    return wrong
+
+PlanView._note_move, PlanView._note_reset, PlanView._tries, PlanView._replan = _note_move, _note_reset, _tries, _replan
 
 # %% ../nbs/10c_plan_view.ipynb #10c00019
 def _set(self, **controls):
     "Move controls, by name, and plan again: `view.set(spend=.02, steps=500)`; None is no limit. Returns the view. Raises ValueError for what cannot be planned, and says what to do."
-    before = dict(self.moved), self.base
-    try:
-        for name, value in controls.items(): self._note_move(name, value)
-    except (TypeError, ValueError): self.moved, self.base = before; raise
-    self._again()
+    with self._lock:
+        before = dict(self.moved), self.base
+        try:
+            for name, value in controls.items(): self._note_move(name, value)
+        except (TypeError, ValueError): self.moved, self.base = before; raise
+        self._again()
     return self
 
 def _reset(self,
     *names: str,   # Controls; all when none is named
 ):
     "Put controls back to what the view began with, and plan again. Returns the view."
-    for name in names or tuple(self.moved): self._note_reset(name)
-    self._again()
+    with self._lock:
+        for name in names or tuple(self.moved): self._note_reset(name)
+        self._again()
     return self
 
 def _again(self):
-    with self._lock:
-        try: self._replan()
-        finally: self.push() if self.error else self.changed()
+    wrong = self._replan()
+    self.push() if wrong else self.changed()
+    if wrong: raise wrong
 
 def _plan_code_of(self) -> str:
     "The call of `plan_sweep` that makes the plan as it stands."
-    recipe = self._asked.get("recipe")
-    return plan_code(self._asked, _name_of(self.problem, "problem"), **({} if recipe is None else dict(recipe=_name_of(recipe, "recipe"))))
+    kw = self._asked
+    recipe = kw.get("recipe")
+    return plan_code(kw, _name_of(self.problem, "problem"), **({} if recipe is None else dict(recipe=_name_of(recipe, "recipe"))))
 
 PlanView.set, PlanView.reset, PlanView._again, PlanView.code = _set, _reset, _again, _plan_code_of
 
 # %% ../nbs/10c_plan_view.ipynb #10c00021
 def _state(self) -> dict:
     "The value of every control: as moved, else what the plan came to. None is no limit, or not known."
-    plan, kw = self.plan, self._asked
+    with self._lock: plan, kw, moved = self.plan, self._asked, self.moved
     for_target, spent = kw.get("budgets") is None, plan.spend_flops or plan.total_flops
     hybrid = for_target and (lambda s: s[1] > 0 or s[2] > 0)(kw.get("shares", (.6, .15, .25)))
-    target, (least, most) = plan.target or 10*max(plan.budgets, default=math.nan), kw.get("span", (1/8, 4))
+    target, (least, most) = _target_of(kw), kw.get("span", (1/8, 4))
     known = dict(target=target, spend=spent/target, spend_flops=spent, hours=hours_of_flops(spent, plan.hardware, plan.slots) if plan.hardware else None,
                  dollars=dollars_of_flops(spent, plan.hardware) if plan.hardware and plan.hardware.dollars_per_hour else None,
                  n_budgets=len(plan.budgets), low=min(plan.budgets, default=None), top=max(plan.budgets, default=None), n_sizes=kw.get("n_sizes") or (5 if hybrid else 7), smallest=least, largest=most,
                  replicates=kw.get("replicates", int(for_target)), **{k: getattr(plan.constraints, f) if i is None else getattr(plan.constraints, f)[i] for k, (f, i) in _LIMITS.items()})
-    return known | self.moved
+    return known | {k: v for k, v in moved.items() if v is not None or k not in ("memory", "seconds")}   # those of the machine and of the hours hold anyway
 
 def _decided(self) -> dict:
     "Control -> who decided where it stands, for those that were neither given nor moved."
-    kw, given = self._asked, self.given
-    named = kw.get("budgets") is not None
-    out = {"target": "10x the highest budget"} if kw.get("target") is None else {}
+    with self._lock: plan, kw, moved, base, state = self.plan, self._asked, self.moved, self.base, self.state
+    named, limits, best = kw.get("budgets") is not None, plan.constraints, Constraints.recommended()
+    out = {} if self.given.get("target") else {"target": "10x the highest budget"}
     out |= {k: "what the budgets cost" for k in _MONEY} if named else {k: "from the target" for k in _ENDS}
-    if not named and len(self.plan.budgets) != (n := kw.get("n_budgets", 5)): out["n_budgets"] = f"of {n}: what the spend pays for"
-    if kw.get("constraints") is None and not named: out |= {k: "recommended" for k, v in self.state.items() if k in _LIMITS and v is not None}
-    if self.plan.hardware and self.plan.constraints.memory == self.plan.hardware.memory and self.plan.hardware.memory: out["memory"] = f"of {self.plan.hardware.name}"
-    if given.get("hours") and "hours" not in self.moved and not named: out["seconds"] = "the hours"
-    return {k: v for k, v in out.items() if k not in self.moved or k == "n_budgets"}
+    if not named and len(plan.budgets) != (n := kw.get("n_budgets", 5)): out["n_budgets"] = f"of {n}: what the spend pays for"
+    if not named and self.given.get("constraints") is None and (kw.get("constraints") is None or base in [c for c, _ in _relaxations(None)][:-1]):
+        out |= {k: "recommended" if getattr(limits, f) == getattr(best, f) else "less than recommended: what the spend pays for" for k, (f, _) in _LIMITS.items() if state[k] is not None}
+    out |= {k: word for k, word in (("memory", plan.hardware and f"of {plan.hardware.name}"), ("seconds", "the hours")) if state[k] is not None and getattr(kw.get("constraints"), k, None) is None}
+    return {k: v for k, v in out.items() if k not in moved or k == "n_budgets" or moved[k] is None and k in ("memory", "seconds")}
 
 PlanView.state, PlanView.decided = property(_state), property(_decided)
 
@@ -297,7 +329,7 @@ def plan_facts(
                 dollars=_money(plan.dollars), longest=None if plan.longest_seconds is None else format_seconds(plan.longest_seconds),
                 largest=sci_format(max((s.C for s in plan.specs), default=math.nan), 2),
                 reserve=f"{sci_format(reserve, 2)} FLOPs" if reserve else None,
-                shared=f"{1 - plan.total_flops/plan.separate_flops:.0%}" if plan.trunks else None, hardware=str(plan.hardware) if plan.hardware else None)
+                shared=f"{1 - plan.total_flops/plan.separate_flops:.0%}" if plan.trunks else None, hardware=str(plan.hardware).replace("e+", "e") if plan.hardware else None)
 
 # %% ../nbs/10c_plan_view.ipynb #10c00030
 _PLANNED, _HELD, _DROPPED = range(3)
@@ -364,7 +396,7 @@ def _width_part(f) -> dict:
 
 def _parts(self) -> dict:
     "What the page shows."
-    return dict(status=dict(view=self._id, error=self.error, busy=self.busy, stale=self.stale, answered=self.answered, took=round(1000*self.took), size=_size_name(self.problem)),
+    return dict(status=dict(view=self._id, error=self.error, busy=self.busy, stale=self.stale, answered=self.answered, took=round(1000*self.took), size=_size_name(self.problem)), call=self.code(),
                 grid=_grid_part(self), controls=self._controls_part(), facts=plan_facts(self.plan), width=_width_part(self.forecast), dropped=dropped_groups(self.plan)[:8],
                 notes=[*self.plan.notes, *(f"size {s} was skipped: {why}" for s, why in self.plan.skipped_sizes.items())][:12])
 
@@ -378,30 +410,31 @@ class _Newer(BaseException):
 
 def _move(self, n: int = 0, reset: list | None = None, **controls):
     "From the page: controls moved or put back; `n` numbers the wish, and comes back as `answered`. It is planned in a thread."
-    with self._lock: self._wishes.append((n, reset, controls))
-    self._wake.set()
-    if self._worker is None:
-        self._worker = threading.Thread(target=self._follow, daemon=True, name="PlanView")
-        self._worker.start()
+    with self._lock:
+        self._wishes.append((n, reset, controls))
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._follow, daemon=True, name="PlanView")
+            self._worker.start()
 
 def _follow(self):
-    while not self._closed:
-        self._wake.wait(); self._wake.clear()
+    "Until nothing is wished: a view at rest has no thread."
+    while True:
         try: self._fulfil()
-        except _Newer: self._wake.set()
-        except Exception as e:   # told, not swallowed
-            self.error = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+        except _Newer: pass
+        except Exception as e: self.error = _words(e)   # told, not swallowed
         self.busy = ""
         if not self._wishes: self.push() if self.error else self.changed()
+        with self._lock:
+            if self._closed or not self._wishes: self._worker, self._wishes = None, []; return
 
 def _fulfil(self):
     "Plan what was wished last."
-    with self._lock: wishes, self._wishes = self._wishes, []
-    for n, reset, controls in wishes:
-        self.answered = max(n, self.answered)
-        for name in tuple(self.moved) if reset == [] else reset or (): self._note_reset(name)
-        for name, value in controls.items(): self._note_move(name, value)
-    if not wishes and self._forecast_of is self.plan: return
+    with self._lock:
+        wishes, self._wishes = self._wishes, []
+        for n, reset, controls in wishes:
+            self.answered = max(n, self.answered)
+            for name in tuple(self.moved) if reset == [] else reset or (): self._note_reset(name)
+            for name, value in controls.items(): self._note_move(name, value)
     start, sizes = time.monotonic(), []
     def tell(size):
         if self._wishes: raise _Newer
@@ -421,17 +454,18 @@ PlanView.move, PlanView._follow, PlanView._fulfil, PlanView._say_status = _move,
 # %% ../nbs/10c_plan_view.ipynb #10c00037
 def _steps(self):
     "The time, then the width."
-    if not self._timed:
-        plan, timed = self.plan, self._planned(self._asked)
-        if plan is not self.plan: return
-        self.plan = timed
+    with self._lock: plan, kw, timed = self.plan, self._asked, self._timed
+    if not timed:
+        made = self._planned([kw])
+        with self._lock:
+            if plan is not self.plan: return
+            self._take(made)
         yield
-    if self._forecast_of is not self.plan:
-        plan, forecast = self.plan, None
-        if any(s.role != "hold-out" for s in plan.specs): forecast = plan.forecast()
+    plan, forecast = self.plan, self.forecast
+    if self._forecast_of is not plan: forecast = plan.forecast() if any(s.role != "hold-out" for s in plan.specs) else None
+    with self._lock:
         if plan is not self.plan: return
-        self.forecast, self._forecast_of = forecast, plan
-    self.stale = False
+        self.forecast, self._forecast_of, self.stale = forecast, plan, False
     yield
 
 PlanView.steps = _steps

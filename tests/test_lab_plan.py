@@ -1,8 +1,12 @@
 """PlanView in a real JupyterLab with the network shut: the grid follows a hand, keys do what the mouse does, and what cannot be planned is said. As `test_lab.py`, which says how."""
+import math
 import os
+import re
 
 import nbformat
 import pytest
+
+from scaling_nb.views import view_script
 
 pytestmark = pytest.mark.browser
 SETUP = """import torch
@@ -12,6 +16,12 @@ text = torch.randint(0, 128, (100_000, 65), generator=torch.Generator().manual_s
 my_problem = Problem(GPT, "width", data=(text[:, :-1].contiguous(), text[:, 1:].contiguous()), loss_fn=next_token_loss, model_kwargs=dict(vocab=128, seq_len=64))
 view = PlanView(my_problem, target=1e15, spend=.05, hardware="L4", price=.8)"""
 VIEW = ".snb-plan"
+READ = [   # what the field's number is, what is typed, what is meant; NaN is refused
+    ("share", "1", .01), ("share", "5 %", .05), ("share", "0.5%", .005), ("share", "1/20", .05), ("hours", "1,5", 1.5), ("hours", "1.5 h", 1.5),
+    ("hours", "90 min", 1.5), ("hours", "2 days", 48), ("hours", "1,500", 1500),
+    ("seconds", "5 m", 300), ("seconds", "2 h", 7200), ("seconds", "2 Hours", 7200), ("seconds", "90", 90), ("seconds", "5 M", math.nan), ("seconds", "5k", math.nan),
+    ("bytes", "80 GiB", 80*2**30), ("bytes", "80GB", 8e10), ("bytes", "80G", 8e10), ("FLOPs", "1e21 FLOPs", 1e21), ("FLOPs", "3.2B FLOPs", 3.2e9), ("FLOPs", "1e21", 1e21), ("FLOPs", "5 %", math.nan),
+    ("dollars", "$1,250.50", 1250.5), ("dollars", "20 dollars", 20), ("D/N", "20 D/N", 20), ("", "12M", 1.2e7), ("", "1,2,3", math.nan), ("", "1.2.3", math.nan), ("", "much", math.nan)]
 
 
 def shot(nb, name):
@@ -27,6 +37,11 @@ def test_a_plan_follows_the_hand(notebook):
     row = lambda label: find(".control", has=page.get_by_text(label, exact=True))
     ids = lambda: page.evaluate("s => [...document.querySelectorAll(s + ' .pt')].map(e => e.dataset.id + e.getAttribute('transform')).join()", VIEW)
     shot(nb, "light")
+
+    # what is typed is read as it is meant
+    script = re.sub("export default.*", "", view_script("parts.js", "plan.js"))
+    values = page.evaluate("cases => { " + script + "\n return cases.map(([what, text]) => String(read({ what, open: '', whole: false }, text))) }", [r[:2] for r in READ])
+    assert [(*r[:2], float(v)) for r, v in zip(READ, values) if repr(float(v)) != repr(float(r[2]))] == []
 
     # a drag of the mouse: the grid is another one before the button is let go
     slider, first = row("May spend").locator(".slide"), ids()
@@ -89,6 +104,10 @@ def test_a_plan_follows_the_hand(notebook):
     # the call, by the names of this notebook
     find(".acts button", has_text="Code").click()
     expect(find(".code pre")).to_contain_text("plan_sweep(my_problem, target=1e15, spend=0.05, hardware='L4', price=0.8)")
+    row("Further seeds").locator(".slide").press("ArrowRight")      # open, it follows
+    expect(find(".code pre")).to_contain_text("replicates=2")
+    find(".acts button", has_text="Reset").click()
+    expect(find(".code pre")).not_to_contain_text("replicates")
     nb.run(2)
     expect(nb.outputs(2).first).to_contain_text("plan_sweep(my_problem, target=1e15")
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")

@@ -2,6 +2,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,9 @@ BATCHES = Recipe(batch_size=16)
     (dict(hardware=CARD), dict(dollars=.02, seconds=2e4)), (dict(hardware="H100 SXM", price=2.), dict(spend=.01)),
     (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(n_budgets=5, least_tokens_per_param=2)),
     (dict(target=None, spend=None, budgets=[1e10, 3e10, 1e11]), dict(target=1e13, smallest_size=8, largest_size=64)),
+    (dict(target=None, spend=None, budgets=[1e10, 3e11, 1e13]), dict(spend=.1)), (dict(target=None, spend=None, budgets=[1e10, 3e11, 1e13]), dict(spend_flops=1e13)),
+    (dict(target=None, spend=None, budgets=[1e10, 3e11, 1e13], hardware=CARD), dict(dollars=.05)),
+    (dict(sizes=np.arange(8, 136, 8), shares=np.array([.7, .1, .2])), dict(spend=np.float64(.05), replicates=np.int64(1))),
     (dict(constraints=Constraints.recommended(steps=100), recipe=BATCHES), dict(n_budgets=4, steps=150))])
 def test_the_call_makes_the_same_plan(given, moved):
     v = view(**given).set(**moved)
@@ -104,7 +108,8 @@ def test_the_page_is_followed_and_the_newest_wish_counts():
     wait_for(lambda: v.answered == 5 and not v.moved and not v.error and v.plan.spend_flops == .02e15)
     v.press("move", n=6, nonsense=1)
     wait_for(lambda: "no control 'nonsense'" in v.error)
-    assert v.press("code")["text"] == v.code() and not v.press("problem")["ok"]
+    assert v.parts()["call"] == v.code() and not v.press("problem")["ok"]
+    wait_for(lambda: v._worker is None)                       # a view at rest keeps no thread, closed or not
     v.close()
 
 
@@ -118,12 +123,74 @@ def test_a_newer_wish_ends_the_measuring(monkeypatch):
     with pytest.raises(pv._Newer): seen[0](128)
 
 
+def test_a_plan_that_comes_late_changes_nothing(monkeypatch):
+    "A hand moves on while the rest is timed, and while an older wish is planned: all that is said is of the newest."
+    v, real, late = view(speed="measure"), pv.plan_sweep, []
+    monkeypatch.setattr("scaling_nb.sweep._speed_of", lambda *a: 1e9)
+
+    def slow(problem, **kw):
+        plan = real(problem, **kw)
+        while late: late.pop()()
+        return plan
+    monkeypatch.setattr(pv, "plan_sweep", slow)
+    says = lambda: (v.plan.spend_flops, v.state["spend"], f"spend={v.state['spend']:g}" in v.code(), v.decided, v.error, v.stale)
+    v.moved = dict(spend=.03); v._replan(quick=True)
+    late.append(lambda: (v._note_move("spend", .05), v._replan(quick=True)))
+    for _ in v.steps(): pass
+    assert says()[:3] == (.05e15, .05, True) and not v._timed and v.stale and v._forecast_of is None
+    for _ in v.steps(): pass
+    assert v._timed and not v.stale and v.plan == plan_sweep(PROBLEM, **v._asked)
+    for last in (lambda: v.set(spend=.04), lambda: v.set(spend=.04, n_sizes=4)):
+        v.reset()
+        late.append(last)
+        v._wishes = [(1, None, dict(spend=.03))]
+        v._fulfil()
+        assert says()[:3] == (.04e15, .04, True)
+    late.append(lambda: v.set(spend=.03))
+    monkeypatch.setattr(pv, "plan_sweep", lambda problem, **kw: slow(problem, **kw) if kw.get("spend") != 1e-7 else late and late.pop()() or real(problem, **kw))
+    v._wishes = [(2, None, dict(spend=1e-7))]
+    v._fulfil()
+    assert says()[:3] == (.03e15, .03, True) and not v.error
+
+
+def test_limits_of_hours_and_hardware_follow_them():
+    v = view(spend=None, hours=.01, hardware=CARD)
+    assert v.state["seconds"] == 36 and v.decided["seconds"] == "the hours" and v.decided["memory"] == "of card"
+    v.set(steps=100)
+    assert v.set(hours=.1).plan.constraints.seconds == 360 == v.state["seconds"] and "seconds=" not in v.code() and v._asked["constraints"].memory is None and v.decided["memory"] == "of card"
+    v.set(seconds=100, memory=None)
+    assert v.plan.constraints.seconds == 100 and "seconds" not in v.decided and v.state["memory"] == 1e9    # the card's memory holds anyway
+    v.reset()
+    v.set(dollars=.02)
+    assert v.plan.constraints.seconds is None and "seconds" not in v.decided
+
+
+def test_where_one_recommended_limit_was_moved_the_others_still_give_way():
+    v = view(spend=.02).set(epochs=3)
+    assert v.plan.constraints.steps == v.state["steps"] == 500 and v.decided["steps"] == "recommended"
+    v.set(spend=2e-4)
+    assert v.plan.constraints.steps == v.state["steps"] == view(spend=2e-4).plan.constraints.steps == 250 and v.plan.constraints.epochs == 3
+    assert v.decided["steps"].startswith("less than recommended") and v.decided["batch"] == "recommended" and made_by_code(v) == v.plan
+    v.set(spend=.02)
+    assert v.plan.constraints.steps == 500
+
+
+def test_what_may_be_spent_is_of_the_target_that_is_shown():
+    v = PlanView(PROBLEM, [1e10, 3e11, 1e13], speed=None)
+    assert v.state["target"] == 1e14 and v.decided["target"] == "10x the highest budget"
+    assert v.set(spend=.1).plan.target == 1e14 and v.decided["target"] == "10x the highest budget"
+    v.reset()
+    v.set(top=3e13)
+    shown = v.state["target"]
+    assert shown == 3e14 and v.set(spend_flops=2e13).plan.target == shown and v.plan.spend_flops == pytest.approx(2e13)
+
+
 def test_it_answers_at_once():
-    "Under 100 ms from a control's change to a plan of 200 cells and what the page gets, sizes known."
-    v = PlanView(PROBLEM, [1e11*1.6**i for i in range(12)], n_sizes=20, multiple=1, speed=None)
+    "Under 100 ms from a control's change to a plan of 150 cells and what the page gets, sizes known."
+    v = PlanView(PROBLEM, [1e11*1.6**i for i in range(12)], n_sizes=20, multiple=8, speed=None)
     assert len(v.plan) >= 150
     took = []
-    for k in (19, 20)*5:
+    for k in (19, 20)*4:
         start = time.perf_counter()
         v.set(n_sizes=k); message = v.parts()
         took.append(time.perf_counter() - start)
@@ -140,7 +207,7 @@ def test_the_width_comes_when_the_hand_rests():
     v.set(spend=.03)
     assert v.stale and v.parts()["width"] == width                # the old one, until then
     w = PlanView(PROBLEM, [1e10, 1e11, 1e12], hardware=CARD)
-    assert w.plan.seconds and pv.plan_facts(w.plan)["hours"] and pv.plan_facts(w.plan)["dollars"]
+    assert w.plan.seconds and pv.plan_facts(w.plan)["hours"] and pv.plan_facts(w.plan)["dollars"] and "card, 4e11 FLOP/s" in pv.plan_facts(w.plan)["hardware"]
     assert v.plan.seconds is None and pv.plan_facts(v.plan)["hours"] is None and pv.plan_facts(v.plan)["dollars"] is None
 
 

@@ -71,9 +71,11 @@ function sci(x, digits = 2) {          // 4.0e20, as `sci_format` writes it
   return finite(x) && x > 0 ? x.toExponential(digits - 1).replace("e+", "e") : "-"
 }
 
-function readNumber(text) {            // 1e21, 3.2B, 40M; NaN for anything else
-  const m = /^\s*([\d.,]+(?:e[+-]?\d+)?)\s*([kMBGT]?)\s*$/i.exec(text)
-  return m ? +m[1].replaceAll(",", "") * { "": 1, k: 1e3, m: 1e6, b: 1e9, g: 1e9, t: 1e12 }[m[2].toLowerCase()] : NaN
+function readNumber(text) {            // 1e21, 3.2B, 40M, 1,500 and 1,5 (which is 1.5); NaN for anything else
+  const m = /^\s*([\d.,]+)(e[+-]?\d+)?\s*([kMBGT]?)\s*$/i.exec(text)
+  if (!m) return NaN
+  const digits = /^[1-9]\d{0,2}(,\d{3})+(\.\d*)?$/.test(m[1]) ? m[1].replaceAll(",", "") : m[1].replace(/^(\d*),(\d+)$/, "$1.$2")
+  return +(digits + (m[2] || "")) * { "": 1, k: 1e3, m: 1e6, b: 1e9, g: 1e9, t: 1e12 }[m[3].toLowerCase()]
 }
 
 function linTicks(lo, hi, n) {

@@ -4,7 +4,12 @@ const SILENT_MS = 3000                 // without an answer for so long, the pag
 const MONEY = ["spend", "spend_flops", "hours", "dollars"], UNITS = { spend: "share", spend_flops: "FLOPs", hours: "hours", dollars: "$" }
 const GROUPS = [["", ["target", "money"]], ["Grid", ["n_budgets", "low", "top", "n_sizes", "smallest", "largest", "replicates"]],
   ["Limits", ["least_tokens_per_param", "most_tokens_per_param", "steps", "warmup_share", "batch", "epochs", "memory", "seconds", "smallest_size", "largest_size"]]]
-const TIMES = { s: 1, min: 60, h: 3600, d: 86400, day: 86400, days: 86400 }, BYTES = { kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 }
+const BYTES = { kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 }
+const TIMES = { s: 1, sec: 1, second: 1, m: 60, min: 60, minute: 60, h: 3600, hour: 3600, d: 86400, day: 86400 }
+const READS = {                        // what a number is -> units that may follow it, each with or without an s
+  share: { "%": .01 }, FLOPs: { flop: 1 }, dollars: { $: 1, usd: 1 }, seconds: TIMES, hours: Object.fromEntries(Object.entries(TIMES).map(([k, v]) => [k, v / 3600])),
+  bytes: { byte: 1, kb: 1e3, mb: 1e6, gb: 1e9, tb: 1e12, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 } }
+const SUCH = { share: "0.1 %", seconds: "90 s, 5 min, 2 h", hours: "0.5, 20 min, 2 days", bytes: "80 GB", dollars: "$250" }
 
 // ---------------------------------------------------------------- a control's number: where its slider stands, how it is written and read
 
@@ -30,12 +35,15 @@ function write(c, v) {
   if (c.name === "smallest") return `1/${round(1 / v)}`
   return c.whole ? v.toLocaleString("en") : round(v)
 }
-function read(c, text) {               // the number; null for no limit; NaN for what is none
-  text = text.trim().replace("$", "")
+function read(c, text) {               // the number; null for no limit; NaN for what is none. A share without a unit is in percent, as it is written
+  text = text.trim()
   if (c.open && /^(none|no|no limit|-|)$/i.test(text)) return null
-  const part = /^1\s*\/\s*(.+)$/.exec(text), unit = /^(.*?)\s*(%|[a-zA-Z]+)$/.exec(text), scale = unit && (c.what === "seconds" ? TIMES[unit[2]] : c.what === "bytes" ? BYTES[unit[2]] : unit[2] === "%" ? .01 : undefined)
-  const v = part ? 1 / readNumber(part[1]) : scale ? scale * readNumber(unit[1]) : c.what === "share" && readNumber(text) > 1 ? .01 * readNumber(text) : readNumber(text)
-  return c.whole ? Math.round(v) : v
+  if (c.what === "dollars") text = text.replace(/^\$/, "")
+  const part = /^1\s*\/\s*(.+)$/.exec(text), [, number, word = ""] = /^(.*?)\s*([^\d\s.,]+)?$/.exec(text), small = word.toLowerCase()
+  const units = { [c.what.toLowerCase()]: 1, ...READS[c.what] }, unit = units[word] ?? (word.length > 1 ? units[small] ?? units[small.replace(/s$/, "")] : undefined)
+  const time = READS[c.what]?.day      // "5 M" is no five million seconds
+  const v = part ? 1 / readNumber(part[1]) : unit ? unit * readNumber(number) : time && word ? NaN : readNumber(text) * (c.what === "share" ? .01 : 1)
+  return c.whole ? Math.round(v) : +v.toPrecision(12)
 }
 
 // ---------------------------------------------------------------- the view
@@ -47,7 +55,7 @@ function render({ model, el }) {
 
   // ---- head
   const head = make("div", "head", root), count = make("span", "count", head), cost = make("span", "soft cost", head), acts = make("span", "acts", head)
-  const resetAll = button("push", "Reset", acts, () => { for (const name in rows) rows[name].field.removeAttribute("aria-invalid"); ask({}, []) }, "put every control back"), show = button("push", "Code", acts, () => { if (code.hidden) line.press("code"); else openCode(false) })
+  const resetAll = button("push", "Reset", acts, () => { for (const name in rows) rows[name].field.removeAttribute("aria-invalid"); ask({}, []) }, "put every control back"), show = button("push", "Code", acts, () => openCode(code.hidden))
   show.setAttribute("aria-expanded", false)
   const code = make("div", "code", root), pre = make("pre", "", code), copy = button("push small", "Copy", code, async () => {
     try { await navigator.clipboard.writeText(pre.textContent); put(copy, "Copied") } catch { getSelection().selectAllChildren(pre); put(copy, "Selected: Ctrl-C") }
@@ -110,7 +118,7 @@ function render({ model, el }) {
     const typed = () => {
       const c = named(name), v = read(c, r.field.value), bad = Number.isNaN(v)
       bad ? r.field.setAttribute("aria-invalid", true) : r.field.removeAttribute("aria-invalid")
-      if (bad) { wrong = `“${r.field.value}” is no number for ${c.label.toLowerCase()}: write ${write(c, c.value ?? c.ends[1])}, or 1e21, 12M, 3.2B${c.open ? ", or none" : ""}.`; paintNote() }
+      if (bad) { wrong = `“${r.field.value}” is no number for ${c.label.toLowerCase()}: write ${write(c, c.value ?? c.ends[1])}, or ${SUCH[c.what] || "1e21, 12M, 3.2B"}${c.open ? ", or none" : ""}.`; paintNote() }
       else if (r.field.value !== c.text && r.field.value !== write(c, c.value)) ask({ [c.name]: v })
     }
     r.field.addEventListener("change", typed)
@@ -253,17 +261,12 @@ function render({ model, el }) {
   function paint() {
     due = false
     if (dead) return
-    try { for (const name in rows) paintRow(rows[name]); paintFacts(); paintGrid(); paintNote() }
+    try { for (const name in rows) paintRow(rows[name]); paintFacts(); paintGrid(); paintNote(); put(pre, get("call")) }
     catch (e) { note.hidden = false; note.className = "note bad"; note.textContent = `the view met an error: ${e.message}`; console.error(e) }
     root.dataset.answered = get("status").answered; root.dataset.runs = get("facts").runs; root.dataset.stale = get("status").stale
   }
   function onStatus() { answered(); schedule() }
-  function onSaid() {
-    const said = get("said")
-    if (said.what === "code" && said.ok) { put(pre, said.text); openCode(true) }
-    schedule()
-  }
-  const events = { "change:status": onStatus, "change:said": onSaid, ...Object.fromEntries(["grid", "controls", "facts", "width", "dropped", "notes"].map(k => [`change:${k}`, schedule])) }
+  const events = { "change:status": onStatus, ...Object.fromEntries(["said", "call", "grid", "controls", "facts", "width", "dropped", "notes"].map(k => [`change:${k}`, schedule])) }
   for (const name in events) model.on(name, events[name])
   const sized = new ResizeObserver(schedule)
   sized.observe(figure)
