@@ -182,7 +182,7 @@ function render({ model, el }) {
         tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })),
       label: `${q}* against C, with its interval; beyond ${sci(c.top)} FLOPs extrapolated. Points: the minima of the budgets.` })
     losses.update({ zones: [...zones, { from: 100 * c.top, to: c.ends[2], label: "withheld", cls: "deep" }], lines: split(c, "loss"), bands: bands(c, "loss"), points: fixed.runs.map(r => runPoint(r, r.c, 7)), label: `Lowest loss against C, with its interval, and the loss of every run; beyond ${sci(c.top)} FLOPs extrapolated, beyond 100 times that withheld.` })
-    slider.min = Math.log10(c.ends[0]); slider.max = Math.log10(c.ends[2])
+    slider.min = Math.floor(100 * Math.log10(c.ends[0]) + 1e-6) / 100; slider.max = Math.log10(c.ends[2])
     shade.style.left = `${100 * Math.log(c.top / c.ends[0]) / Math.log(c.ends[2] / c.ends[0])}%`
   }
 

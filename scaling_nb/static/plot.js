@@ -101,11 +101,15 @@ class Plot {
   paintZones() {
     const { top, left } = this.pad, g = this.g.zone, t = this.g.text, edge = v => Math.max(left, Math.min(left + this.w, this.at("x", v)))
     g.textContent = t.textContent = ""
+    let used = 0
     for (const z of this.data.zones || []) {
       const a = edge(z.from), b = edge(z.to)
       if (b - a < 1) continue
       draw("rect", g, { x: a, y: top, width: b - a, height: this.h, class: z.cls || "" })
-      if (z.label) draw("text", t, b - a > 72 ? { x: a + 7, y: top + 14, class: "zone" } : { x: b - 2, y: top + 14, class: "zone", "text-anchor": "end" }).textContent = z.label
+      if (!z.label) continue
+      const wide = b - a > 72, low = !wide && b - 56 < used      // a narrow zone's label goes below that of the zone it lies in
+      draw("text", t, { x: wide ? a + 7 : b - 2, y: top + (low ? 28 : 14), class: "zone", ...(wide ? {} : { "text-anchor": "end" }) }).textContent = z.label
+      if (wide) used = a + 7 + 5.6 * z.label.length
     }
     for (const r of this.data.rules || []) {
       const x = this.at("x", r.x)
