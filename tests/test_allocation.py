@@ -192,7 +192,7 @@ def test_far_extrapolation_must_be_said():
     assert "1,000 times the largest budget" in str(far) and "1,000x extrapolation" in far.warnings[0]
     assert any("no held-out run has checked" in w for w in near.warnings) and not any("quote no loss" in w for w in near.warnings)
     assert not any("extrapolation" in w for w in inside.warnings) and "within the budgets measured" in str(inside)
-    assert any("below all" in w for w in compute_optimal(fit, 1e14, isoflop=iso, interval=None).warnings)
+    assert any("below the smallest" in w for w in compute_optimal(fit, 1e14, isoflop=iso, interval=None).warnings)
 
 
 def test_budgets_left_out_and_bias_are_said():
@@ -344,7 +344,8 @@ EDGE = dict(budget=1e17, reason="edge", top=False)
 LETTERS = {
     "reach": [("A", dict(extrapolation=1.)), ("A", dict(extrapolation=1., held_out=())), ("A", dict(extrapolation=100., held_out=(H,))), ("B", dict(extrapolation=10., held_out=())),
               ("B", dict(extrapolation=290., held_out=(H,))), ("B", dict(in_range={"D/N": False})), ("C", dict(extrapolation=99., held_out=())), ("C", dict(extrapolation=9000., held_out=(H,))),
-              ("D", dict(extrapolation=110., held_out=())), ("D", dict(extrapolation=11000., held_out=(H,)))],
+              ("D", dict(extrapolation=110., held_out=())), ("D", dict(extrapolation=11000., held_out=(H,))),
+              *[(g, dict(extrapolation=.01, below=v)) for g, v in zip("ABCD", (1.01, 9., 99., 110.))]],
     "hold-out": [("A", dict(held_out=(H,))), ("A", dict(held_out=(), extrapolation=1.)), ("B", dict(held_out=())), ("C", dict(held_out=(H | dict(inside=None, error=1.9),))),
                  ("D", dict(held_out=(H | dict(inside=None, error=2.1),))),
                  ("B", dict(held_out=(H | dict(inside=False, error=.4),))),

@@ -117,11 +117,11 @@ function render({ model, el }) {
   }
 
   function paintC() {                  // all that follows the slider
-    const c = get("curves"), v = at(C), s = get("state"), a = get("answer"), far = C / c.top, below = c.low / C, L = Math.round(100 * fixed.level)
+    const c = get("curves"), v = at(C), s = get("state"), a = get("answer"), far = C / c.top, short = c.low / C, L = Math.round(100 * fixed.level)
     if (document.activeElement !== field) field.value = exact(C)
     slider.value = Math.log10(C); slider.setAttribute("aria-valuetext", `${exact(C)} FLOPs: N* ${si(v.N)}, D* ${si(v.D)}`)
     const times = v => { const w = +v.toPrecision(v < 10 ? 2 : 3); return (w < 1e4 ? w : si(v)) + "×" }
-    put(reach, !c.top ? "" : far > 1.02 ? `${times(far)} the largest budget measured` : below > 1.02 ? `${times(below)} below the smallest budget measured` : "within the budgets measured")
+    put(reach, !c.top ? "" : far > 1.02 ? `${times(far)} the largest budget measured` : short > 1.02 ? `${times(short)} below the smallest budget measured` : "within the budgets measured")
     const none = s.busy && !c.bands ? PENDING : "no interval", between = (i, f) => i ? `${L} %: ${f(i[0])} to ${f(i[1])}` : none, fix = x => x.toFixed(3)
     put(tiles.N.big, si(v.N)); put(tiles.N.low, between(v.Ni, si)); put(tiles.D.big, si(v.D)); put(tiles.D.low, between(v.Di, si))
     put(tiles.ratio.big, finite(v.N) ? si(v.D / v.N) : "-"); put(tiles.ratio.low, v.Ni ? `${L} %: ${si(v.Di[0] / v.Ni[1])} to ${si(v.Di[1] / v.Ni[0])}` : "")
