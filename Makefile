@@ -1,5 +1,5 @@
-# make demo   train a small sweep on real text and read the answer (about 3 minutes with the install)
-# make test   everything CI runs
+# make demo   train a small sweep on real text and read the answer (two or three minutes on two cores, after the install)
+# make test   everything CI runs (about 25 minutes on two cores; as root it installs Chromium)
 # make lab    JupyterLab on the quickstart
 # make docs   the site, in _site/html; runs every page that has changed
 # All four set themselves up in .venv; nothing is done twice.

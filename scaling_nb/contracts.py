@@ -424,7 +424,8 @@ def _probe_loss(problem: Problem, model, batch):
         hint = ""
         if isinstance(targets, torch.Tensor) and targets.ndim > 1 and isinstance(problem.loss_fn, torch.nn.CrossEntropyLoss):
             hint = " `nn.CrossEntropyLoss` wants (batch * tokens, classes): write a function that flattens, F.cross_entropy(logits.flatten(0, 1), targets.flatten())."
-        raise ValueError(f"The model and the loss must run on a batch with inputs {_shape(inputs)} and targets {_shape(targets)}, but that raised {type(e).__name__}: {e}.{hint}") from e
+        raise ValueError(f"The model and the loss must run on a batch with inputs {_shape(inputs)} and targets {_shape(targets)}, "
+                         f"but that raised {type(e).__name__}: {str(e).rstrip('.')}.{hint}") from e
     if not isinstance(loss, torch.Tensor): raise TypeError(f"`loss_fn` must return a tensor, but got {type(loss).__name__}. Leave out `.item()`.")
     if loss.numel() != 1: raise ValueError(f"`loss_fn` must return a scalar, the mean over tokens, but got a tensor of shape {tuple(loss.shape)}. Use reduction='mean'.")
     if not torch.isfinite(loss): raise ValueError(f"The loss of the untrained model must be finite, but got {loss.item()}. Look for a log of zero, or for targets outside the classes.")

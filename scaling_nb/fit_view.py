@@ -153,7 +153,7 @@ def _table(
     frame,       # Runs
     rows=None,   # (R,) where each stood in the table that a fit was made of
 ) -> pd.DataFrame:
-    "Row, id, name (what a person may call it), N, D, C, loss, budget, step (0 for the smallest budget), usable, why (not): a row per run. ValueError without runs to fit"
+    "A row per run: row, id, name (what a person may call it), N, D, C, loss, budget (as grouped; `asked` as given), step (from the smallest budget), usable, why (not). Raises ValueError"
     loss = "loss" if "loss" in frame else "L"
     missing = [c for c in ("N", "D", loss) if c not in frame]
     if missing:
@@ -175,11 +175,16 @@ def _table(
         raise ValueError("At least one run with a loss is needed, but none of these has one.")
     planned = "budget" in frame and bool(frame["budget"].notna().all())
     budget = _numbers(frame, "budget") if planned else _by_gaps(C, usable)
+    asked = budget
+    if _added(frame):     # a run of a round costs what its samples come to, a hair off the budget beside it
+        grid = np.unique(budget[usable & (frame["role"] != "adaptive").to_numpy()])
+        near = grid[np.abs(np.log(budget[:, None] / grid)).argmin(1)]
+        budget = np.where(np.abs(np.log(budget / near)) < .01, near, budget)
     named = "run_id" in frame and frame["run_id"].is_unique
     places = np.arange(len(frame)) if rows is None else rows
     ids = frame["run_id"].astype(str).to_numpy() if named else [f"row {i}" for i in places]
     steps = np.unique(budget[usable])
-    table = pd.DataFrame(dict(row=np.arange(len(frame)), id=ids, name=frame["run_id"].to_numpy(object) if "run_id" in frame else places, N=N, D=D, C=C, loss=L, budget=budget,
+    table = pd.DataFrame(dict(row=np.arange(len(frame)), id=ids, name=frame["run_id"].to_numpy(object) if "run_id" in frame else places, N=N, D=D, C=C, loss=L, budget=budget, asked=asked,
                               step=np.searchsorted(steps, budget).clip(max=len(steps) - 1), usable=usable, why=why))
     cut = np.any([~held & bad for bad in cuts.values()], axis=0) if cuts else np.zeros(len(frame), bool)
     table.attrs.update(window="budget" if planned else "C" if spent else "", named=named, cuts=tuple(cuts))
@@ -648,10 +653,15 @@ FitView.steps, FitView._find_delta, FitView._show_first = _steps, _find_delta, _
 def _cut(self, s) -> str:
     "The window as a condition on `runs`, rounded as far as it still parts the same budgets"
     t, column = self.table[self.table.usable], self.table.attrs["window"]
-    x = t.budget if column == "budget" else t.C
+    x = t.asked if column == "budget" else t.C
     low, high = x[t.step < s.skip].max(), x[t.step >= s.skip].min()
     value = next(v for v in (float(f"{math.sqrt(low * high):.{d}g}") for d in (1, 2, 3, 6, 12, 17)) if low < v < high)
-    return f"({f'runs.{column}' if column else '6 * runs.N * runs.D'} > {value:.15g})".replace("e+", "e")
+    return f"({f'runs.{column}' if column else '6 * runs.N * runs.D'} > {_literal(value)})"
+
+
+def _literal(v) -> str:
+    "A number as a person would write it: 5e12"
+    return next(t for t in (f"{v:.5g}", f"{v:.15g}") if float(t) == float(f"{v:.15g}")).replace("e+", "e")
 
 
 def _conditions(self, s) -> list:
@@ -707,8 +717,7 @@ def _code(self) -> str:
         lines.append(f'isoflop = fit_isoflop({data}[{data}.budget.isin({data}.budget[{data}.role != "adaptive"])]{_arguments(_line_kw(self, s))})')
     told = _told_code(self) + ", isoflop=isoflop" * beside
     level = "" if self.level == .9 else f", level={self.level!r}"
-    C = next(t for t in (f"{s.C:.5g}", f"{s.C:.15g}") if float(t) == float(f"{s.C:.15g}")).replace("e+", "e")
-    return "\n".join([*lines, f"compute_optimal({new}, {C}{level}{told})"]).strip()
+    return "\n".join([*lines, f"compute_optimal({new}, {_literal(s.C)}{level}{told})"]).strip()
 
 
 FitView.code = _code
@@ -733,7 +742,8 @@ def _fixed_part(self) -> dict:
     own = f"{self._start.loss}:{self._start.delta}"
     if own not in [v[0] for v in losses]:
         losses.append([own, f"δ = {self._start.delta:.2g}", "the threshold of the fit that this view was given"])
-    looks = [dict(name=names[b], c=_sig(b), color=c, shape=_SHAPES[i % len(_SHAPES)]) for i, (b, c) in enumerate(zip(budgets, budget_colors(n)))]
+    gridded = set(t.budget[t.usable & (self._given.frame["role"] != "adaptive").to_numpy()]) if _added(self._given.frame) else set(budgets)
+    looks = [dict(name=names[b], c=_sig(b), color=c, shape=_SHAPES[i % len(_SHAPES)], grid=b in gridded) for i, (b, c) in enumerate(zip(budgets, budget_colors(n)))]
     return dict(view=self._id, budgets=looks, runs=runs, held=held, missing=[f"{n} {'has' if n == 1 else 'have'} {why}" for why, n in lack.items()], laws=[[v, v.replace("_", "-")] for v in self.laws],
                 losses=losses, level=self.level,
                 windows=list(range(min(max(n - 2, 1), 5))), mock=MOCK if _is_mock(self) else "")

@@ -1035,7 +1035,7 @@ def _watched(sweep: Sweep, view: bool, wait: bool) -> Sweep:
         live.close()
     _tell_end(sweep)
     n, at = (sum(v is not TaskState.LEFT for v in c.scheduler.state.values()), f" with {c.peak} at a time") if isinstance(c := sweep.control, Controller) else (len(sweep.ids), "")
-    print(f"{n} runs in {format_seconds(time.monotonic() - start)}{at}." if n else "All runs were finished meanwhile; nothing was trained.")
+    print(f"{n} run{'s' * (n > 1)} in {format_seconds(time.monotonic() - start)}{at}." if n else "All runs were finished meanwhile; nothing was trained.")
     return sweep
 
 # %% ../nbs/05_scheduling.ipynb #ff52be5d

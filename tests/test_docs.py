@@ -257,4 +257,4 @@ def test_search_finds_a_definition_first_and_the_choice_of_light_is_kept(address
 def test_guides_show_what_they_store(built):
     "Those of the library are compared by tools/executed.py itself, before the tests."
     for page in (ROOT / "nbs" / "guides").glob("*.ipynb"):
-        assert executed.differences(nbformat.read(page, 4), executed.kept(page)) == [], page.name
+        assert executed.differences(nbformat.read(page, 4), executed.kept(page)) == [], f"renew what is stored: python tools/run_nbs.py nbs/guides/{page.name}"

@@ -37,6 +37,7 @@ def text_of(nb):
 def test_fit_your_own_runs(tmp_path):
     said = text_of(executed("fit_your_own_runs", tmp_path))
     assert "242 used, 1 dropped: row 40" in said and "the outer: True" in said and "converged" in said
+    assert "`summary/eval/loss` as loss" in said and "row 2 (crashed)" in said and "`throughput/total_gflops` times 1e+09 as C" in said
 
 
 @pytest.mark.timeout(400)
@@ -137,7 +138,7 @@ print(json.dumps(dict(sizes=list(mean.columns), top=mean.iloc[-1].tolist(), low=
     pages.keep(ROOT / "nbs" / "guides" / "your_own_model.ipynb", nb)
     text = " ".join(text_of(nb).split())
     wanted = ["unexpected keyword argument 'chanels'", "sizes 4 and 8 both gave 2,066", "must return a dict of keyword arguments, but size 2 gave tuple", "but got a tensor of shape (4,)",
-              "it does not depend on the parameters", "Target 10 is out of bounds", "epochs = 6.57 is over 4", "CNN(pyramid) 4 548 30432.0 56", "ViT(grown) 4 49984", "22 of 22 runs finished",
+              "it does not depend on the parameters", "Target 10 is out of bounds. ", "epochs = 6.57 is over 4", "CNN(pyramid) 4 548 30432.0 56", "ViT(grown) 4 49984", "22 of 22 runs finished",
               "that loss is not to be had with these data"]
     assert [s for s in wanted if s not in text] == []
     best = said["top"].index(min(said["top"]))

@@ -162,9 +162,14 @@ def test_wheel_and_source_archive_hold_everything(tmp_path):
     wanted = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     assert wanted <= names, wanted - names
     assert wanted | {"LICENSE", "README.md", "settings.ini", "setup.py", "pyproject.toml", "CHANGELOG.md", "nbs/index.ipynb", "tests/test_laws.py"} <= shipped
+    named = {"Makefile", "environment.yml", "constraints.txt", "CONTRIBUTING.md",
+             "tools/demo.py", "tools/browser.sh", "docs/conf.py", "docs/_static/logo.svg", "examples/hydra/study.py", "benchmarks/fit.py"}
+    assert named <= shipped, named - shipped
     assert "scaling_nb/py.typed" in names and any(n.endswith("/LICENSE") for n in names) and not [n for n in names if not n.startswith("scaling_nb")]
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert f"Version: {settings()['version']}" in meta and "Requires-Dist: nbdev" in meta and 'extra == "dev"' in meta and "Requires-Python: >=3.10" in meta
+    relative = [x for x in re.findall(r'\]\(([^)\s]+)|(?:src|srcset)="([^"]+)', meta) if not "".join(x).startswith("https://")]
+    assert "/blob/main/CONTRIBUTING.md)" in meta and "/raw/main/docs/_static/" in meta and "Project-URL: Changelog" in meta and not relative, relative
 
 
 def test_the_version_is_semantic_and_in_the_changelog():

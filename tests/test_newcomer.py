@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from executed import first_difference  # noqa: E402
 
+from scaling_nb.laws import sci_format  # noqa: E402
+
 ALONE = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 THEIRS = {"GPT", "train", "val", "loss_fn"}  # what the README leaves to the reader: a model, data, a loss
 
@@ -126,7 +128,7 @@ def test_the_picture_shows_the_example_and_nothing_from_elsewhere(ink):
 @pytest.mark.ray
 @pytest.mark.timeout(2400)
 def test_the_wheel_and_all_it_asks_for_then_the_quickstart(tmp_path):
-    "As `pip install scaling_nb` does it, with the versions that CI ran; the quickstart's cells, pasted into a file."
+    "As `pip install` of the wheel does it, with the versions that CI ran; the quickstart's cells, pasted into a file."
     place, work = tmp_path / "venv", tmp_path / "empty"
     work.mkdir()
     venv.create(place, with_pip=True)
@@ -137,4 +139,5 @@ def test_the_wheel_and_all_it_asks_for_then_the_quickstart(tmp_path):
     (work / "quickstart.py").write_text("\n\n".join(cells) + "\n\nprint(answer)\n")
     p = subprocess.run([str(python), "quickstart.py"], cwd=work, env=ALONE, capture_output=True, text=True, check=False)
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
-    assert "To spend 1.60e12 FLOPs" in p.stdout and re.search(r"N\*\s+[\d.]+k parameters", p.stdout)
+    target = float(re.search(r"^target = (\S+)$", "\n".join(cells), re.M)[1])
+    assert f"To spend {sci_format(target)} FLOPs" in p.stdout and re.search(r"N\*\s+[\d.]+k parameters", p.stdout)

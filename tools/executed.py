@@ -159,7 +159,8 @@ def main(wanted, jobs):
         for page, seconds, fresh, said in pool.map(_job, wanted):
             print(f"{page.relative_to(ROOT)}  {'kept' if fresh else f'{seconds:.0f} s'}" + "".join(f"\n  {s}" for s in said), flush=True)
             bad += bool(said)
-    print(f"{len(wanted)} pages ran; {bad} of them failed or store what they do not show. Renew outputs with `make notebooks`." if bad else f"{len(wanted)} pages ran and show what they store.")
+    renew = "Renew outputs with `make notebooks`, those of a guide with `python tools/run_nbs.py nbs/guides/<name>.ipynb`."
+    print(f"{len(wanted)} pages ran; {bad} of them failed or store what they do not show. {renew}" if bad else f"{len(wanted)} pages ran and show what they store.")
     return bool(bad)
 
 

@@ -159,9 +159,9 @@ function render({ model, el }) {
           tip: [["N", si(p.best.n)], ["90 %", `${si(p.best.low)} to ${si(p.best.high)}`], ["D", si(p.best.d)], ["loss", p.best.l.toFixed(4)]] })
       }
     }
-    const good = (c.profiles || []).filter(p => p.ok).length
-    put(one.says, `${good} of ${fixed.budgets.length} budgets enclose a minimum`)
-    profile.update({ lines, spans, points, label: `Held-out loss against N along ${fixed.budgets.length} budgets: runs, parabolas, the surface dotted. ${good} budgets enclose a minimum. Arrows move between runs, Enter leaves one out or takes it in.` })
+    const good = (c.profiles || []).filter(p => p.ok).length, grid = fixed.budgets.filter(b => b.grid).length      // runs that were added between budgets make no profile
+    put(one.says, `${good} of ${grid} budgets enclose a minimum`)
+    profile.update({ lines, spans, points, label: `Held-out loss against N along ${grid} budgets: runs, parabolas, the surface dotted. ${good} budgets enclose a minimum. Arrows move between runs, Enter leaves one out or takes it in.` })
   }
   function split(c, k) {               // the line within the runs, and beyond
     const p = c.path, n = p.C.length, inner = [[], []], outer = [[], []], under = [[], []]

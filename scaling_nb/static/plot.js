@@ -131,7 +131,7 @@ class Plot {
         draw("circle", e, { class: "reach", r: 10 }); e.shape = draw("path", e, { class: "shape" })
         e.addEventListener("pointerenter", () => this.told(p.id)); e.addEventListener("pointerleave", () => this.told(null))
         e.addEventListener("focus", () => { this.cursor = p.id; this.tab(); this.told(p.id) }); e.addEventListener("blur", () => this.told(null))
-        if (this.on.pick) { e.setAttribute("role", "button"); e.addEventListener("click", () => this.on.pick(p.id)) } else if (this.on.keys) e.setAttribute("role", "img")
+        if (this.on.pick) { e.setAttribute("role", "button"); e.addEventListener("click", v => this.on.pick(this.nearest(v, p.id))) } else if (this.on.keys) e.setAttribute("role", "img")
         this.marks.set(p.id, e)
       }
       e.point = p
@@ -144,6 +144,11 @@ class Plot {
     }
     for (const [id, e] of this.marks) if (!there.has(id)) { e.remove(); this.marks.delete(id) }
     this.tab()
+  }
+  nearest(v, id) {                     // whose click it was, where the reach of one point covers another
+    const r = this.svg.getBoundingClientRect(), far = p => Math.hypot(this.at("x", p.x) - (v.clientX - r.left), this.at("y", p.y) - (v.clientY - r.top))
+    const near = v.detail ? this.data.points.filter(p => !p.under && far(p) < 10).sort((a, b) => far(a) - far(b))[0] : null     // one without a place comes from a key
+    return near ? near.id : id
   }
   tab() {                              // one point can be reached by Tab, the arrows go to the others
     const ids = (this.data.points || []).map(p => p.id)
