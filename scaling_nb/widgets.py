@@ -28,7 +28,7 @@ from .isoflop import fit_isoflop
 from .laws import sci_format, si_format
 from .records import QUIET_S, open_storage
 from .sweep import format_seconds
-from .views import _EMPTY, ViewWidget, in_kernel, view_script
+from .views import _EMPTY, ViewWidget, displayed_now, in_kernel, view_script
 
 # %% ../nbs/10_widgets.ipynb #6873f995
 def _about(spec) -> dict:
@@ -705,6 +705,7 @@ RunView._keep_still = _keep_still
 # %% ../nbs/10_widgets.ipynb #ecd2b11f
 def _show(self):
     "Display the view and start following."
+    displayed_now(self, mark=True)
     if self.mode == "widget":
         from IPython.display import display
         if self._closed or self.widget is not None:
@@ -768,6 +769,8 @@ def _close(self):
     if self._closed:
         return self
     self._closed = True
+    if self._handles and self._thread is not threading.current_thread():
+        displayed_now(self, mark=True)
     self._stop.set()
     if self._thread is not None and self._thread is not threading.current_thread():
         self._thread.join(timeout=30)
@@ -797,7 +800,8 @@ def _text(self) -> str:
 
 
 def _ipython_display(self):
-    self.show()
+    if not displayed_now(self):     # a cell that ends with `view.show()` or `view.close()` has it already
+        self.show()
 
 
 RunView.close, RunView.__enter__, RunView.__exit__ = _close, _show, _exit

@@ -632,7 +632,7 @@ end = time.time() + 60
 while view.widget is None and time.time() < end: time.sleep(.1)
 assert view.widget is not None, view.error
 time.sleep(1)
-view.close();
+view.close()        # as the last line, which the cell would display: it is there already
 """
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(nb, timeout=240, kernel_name="python3").execute()
