@@ -121,7 +121,7 @@ def test_the_quickstart_in_jupyterlab(first, quickstart):
     drag(page, fit.locator("input.slide"), .6)
     expect(number).not_to_have_text(n)
     shot(page, "dragged")
-    fit.locator("figure.profile [role=button]").first.focus()                        # by mouse it is done in test_lab_views.py, where no two runs lie on each other
+    fit.locator("figure.profile [data-id^=r]").first.focus()                        # by mouse it is done in test_lab_views.py, where no two runs lie on each other
     page.keyboard.press("Enter")
     expect(fit.locator(".moved")).to_contain_text("→", timeout=60_000)
     shot(page, "excluded")

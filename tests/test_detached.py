@@ -139,6 +139,7 @@ def test_a_pause_outlives_the_loop_and_the_same_line_finds_the_sweep(tmp_path, u
     s.close()
 
 
+@pytest.mark.long
 def test_two_drivers_do_not_train_in_one_storage(tmp_path, undisturbed):
     "The second is refused while the first lives, paused as it may be; when that is dead, the same line goes on at once."
     where = tmp_path/"runs"

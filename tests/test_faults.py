@@ -96,6 +96,7 @@ def test_a_worker_that_dies_in_each_of_its_attempts(tmp_path, undisturbed):
     assert same(s.frame, undisturbed, but=(16,))
 
 
+@pytest.mark.long
 def test_workers_killed_at_random_from_outside(tmp_path, undisturbed):
     "Five times, whichever process trains at that moment."
     import random
@@ -135,7 +136,7 @@ def spins():
 def holds_the_gil(): ctypes.PyDLL(None).sleep(600)       # native code that never lets Python run, nor our thread that talks
 
 
-@pytest.mark.parametrize("act", [sleeps, spins, holds_the_gil])
+@pytest.mark.parametrize("act", [sleeps, pytest.param(spins, marks=pytest.mark.long), holds_the_gil])
 def test_a_hang(tmp_path, undisturbed, act):
     start = time.monotonic()
     s = sweep(faulty(tmp_path, act), tmp_path/"runs", limits=Limits(hang_s=6))
@@ -143,6 +144,7 @@ def test_a_hang(tmp_path, undisturbed, act):
     assert attempts(s) == {8: 1, 16: 2, 32: 1} and why(s, 16)[0] == "no step for 6 s" and time.monotonic() - start < 120
 
 
+@pytest.mark.long
 def test_slow_to_its_first_step_is_no_hang(tmp_path, undisturbed):
     s = sweep(faulty(tmp_path, lambda: time.sleep(12), step=0), tmp_path/"runs", limits=Limits(hang_s=5))
     assert happened(tmp_path) == 1 and same(s.frame, undisturbed) and attempts(s) == {8: 1, 16: 1, 32: 1}
@@ -382,6 +384,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_all_at_once_and_nothing_is_printed_but_what_we_say(tmp_path):
     "A killed worker, a hang, one that Ray ends for its memory, a mistake of the user's: two lines on stdout, none on stderr."
     import json

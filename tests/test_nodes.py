@@ -94,6 +94,7 @@ def test_a_lost_node(tmp_path, cluster, node, undisturbed):
     assert [w for w in s.attempts.why if w] in (["its node was lost"], ["its worker could not be reached"], ["its worker died"])
 
 
+@pytest.mark.long
 def test_a_lost_node_with_the_storage_on_it(tmp_path, cluster, node, undisturbed, capsys):
     "Then nothing can be written: the runs are left as they are, and when the storage is back the same line goes on."
     lost, _ = node(), node()

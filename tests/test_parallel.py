@@ -99,6 +99,7 @@ def test_ctrl_c_interrupts_and_is_the_callers_again(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before and r.state == "SUCCEEDED" and r.attempt == 2
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_is_tried_again_by_all(tmp_path):
     class Fragile(MLP):
         def forward(self, x): return super().forward(x)/(self.layers[4].bias.abs().max() < .53)

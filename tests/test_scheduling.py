@@ -187,7 +187,7 @@ class TestOnRay:
     def test_ctrl_c_ends_the_waiting_and_not_the_sweep(self, tmp_path):
         problem = mlp_problem(model=Slow)
         s = run_sweep(problem, small_plan(problem, (2e8,)), RECIPE, storage=tmp_path, resources=TWO, view=False, wait=False)
-        threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        threading.Timer(.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt): s.wait()
         assert s.alive
         s.wait()
