@@ -278,7 +278,8 @@ def _quick_fit(self, s: FitState):
     "The fit of a setting at once: known, or by `refit` from the optimum of all runs, or the parabolas; None where it takes longer"
     if s.fit in self._known or s.estimator == "isoflop":
         return self._fit_of(s)
-    if getattr(self._good.get("answer"), "method", s.estimator) != s.estimator:
+    shown, path = self._good.get("answer"), self._good.get("path")      # while a hand moves, only the path tells who answers
+    if (shown.method if shown is not None else path.method.iloc[0] if path is not None and "method" in path else s.estimator) != s.estimator:
         return None     # the line answers for a surface that misses the runs, and only the whole fit tells whether it still does
     everything = replace(s, skip=0, excluded=())
     whole = self._known.get(everything.fit)
@@ -578,7 +579,9 @@ def _say_moved(self):
     change = f"{share:+.0f} %" if abs(share) >= 9.5 else f"{share:+.1f} %" if abs(share) >= .05 else "unmoved"
     if answer is not None and answer.N_interval:
         between = f"; {100 * self.level:g} % now {_between(answer.N_interval)}" + (f", was {_between(was.N_interval)}" if was and was.N_interval else "")
-    self.moved = f"{_upper(self._cause)}: N* {si_format(before)} → {si_format(N)} ({change}){between}"
+    names = dict(surface="the surface", isoflop="the IsoFLOP line")
+    by = f"; {names[answer.method]} answers now, {names[was.method]} did before" if answer and was and answer.method != was.method else ""
+    self.moved = f"{_upper(self._cause)}: N* {si_format(before)} → {si_format(N)} ({change}){between}{by}"
 
 
 def _between(ends) -> str:

@@ -511,7 +511,7 @@ def _row(grid, budgets, centres):
     lo, hi = (math.log(x) for x in grid.span)
     n, (few, many) = grid.n_sizes, grid.constraints.tokens_per_param
     if not grid.for_target: return np.linspace(lo, hi, n), ((hi - lo)/(n - 1) if grid.aligned and n > 1 else None)
-    if many: lo = max(lo, max(math.log(grid.expected(b, many)/c) for b, c in zip(budgets, centres)))
+    if many and many < math.inf: lo = max(lo, max(math.log(grid.expected(b, many)/c) for b, c in zip(budgets, centres)))
     if few: hi = min(hi, min(math.log(grid.expected(b, few)/c) for b, c in zip(budgets, centres)))
     if hi <= lo: return np.array([]), None
     if not grid.aligned or len(budgets) < 2: return np.linspace(lo, hi, n), None

@@ -11,7 +11,7 @@ from scaling_nb import views
 from scaling_nb.allocation import NoAnswer, compute_optimal
 from scaling_nb.fitting import fit_law
 from scaling_nb.isoflop import fit_isoflop
-from scaling_nb.laws import ChinchillaLaw, Form
+from scaling_nb.laws import ChinchillaLaw, Form, si_format
 
 TRUTH = ChinchillaLaw(E=1.69, A=406.4, B=410.7, alpha=.34, beta=.28)
 
@@ -101,6 +101,25 @@ def test_what_moved_is_told_at_the_budget_that_is_asked():
     assert f"({100 * (after / before - 1):+.1f} %)" in said and said.startswith("Without run17 (N = ")
     view.set(C=1e20)
     assert view.moved and view.moved != said and view.moved.startswith("Without run17")
+
+
+def test_where_the_line_answers_no_number_of_the_surface_is_shown_meanwhile():
+    view = Page(sweep(noise=.004), C=1e21, seed_noise=1e-4)
+    view.changed()
+    view.wait()
+    assert view.answer.method == "isoflop"
+    view.set(C=3e20)          # a hand that moves: the answer there is not known yet
+    view.exclude("run20")
+    shown = view.sent[-1]["state"]
+    assert shown["stale"] and "N*" not in view.moved
+    view.wait()
+    assert view.answer.method == "isoflop" and f"→ {si_format(view.answer.N)} (" in view.moved
+    other = Page(RUNS, C=1e21)
+    other.changed()
+    other.wait()
+    other.set(estimator="isoflop")
+    other.wait()
+    assert other.moved.endswith("; the IsoFLOP line answers now, the surface did before")
 
 
 @pytest.mark.parametrize("wrong, message", [
