@@ -813,8 +813,11 @@ def _wait(self,
 ):
     "Wait until every run has ended, and return the sweep. Ctrl-C ends the waiting, not the sweep. Raises TimeoutError; RuntimeError when nothing more can be done, with the reason."
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while self.alive and not self.control.rests(.25):
-        if time.monotonic() > deadline: raise TimeoutError(f"The sweep in {self.storage.url} was still training after {timeout:g} s; it goes on.")
+    with _ctrl_c() as asked:
+        while self.alive and not self.control.rests(.25):
+            if asked: raise KeyboardInterrupt
+            if time.monotonic() > deadline: raise TimeoutError(f"The sweep in {self.storage.url} was still training after {timeout:g} s; it goes on.")
+        if asked: raise KeyboardInterrupt
     if self.control is not None: _tell_end(self)
     return self
 
