@@ -99,6 +99,7 @@ def test_the_driver_is_killed_and_nothing_stops(tmp_path, undisturbed):
     until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if "".join(p.info["cmdline"] or []).startswith("ray::Runner") and p.pid in head_family()])
 
 
+@pytest.mark.long
 def test_the_loop_is_killed_and_begins_again_by_itself(tmp_path, undisturbed):
     where = tmp_path/"runs"
     s = go(where, detached=True)
@@ -173,6 +174,7 @@ def test_what_cannot_begin_says_why(tmp_path):
     assert read_lease(open_storage(tmp_path)) is None
 
 
+@pytest.mark.long
 def test_a_kernel_is_killed_and_another_attaches(tmp_path, undisturbed):
     "Real Jupyter kernels: the first is killed in mid-sweep, the second sees all that was, within five seconds, and no step is missing."
     from jupyter_client.manager import start_new_kernel

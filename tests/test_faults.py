@@ -436,6 +436,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_sweep_on_an_object_store(tmp_path, undisturbed):
     "Workers, loop and reader meet in an S3 server; one worker is killed."
     import json

@@ -133,6 +133,7 @@ def study(code, address): return textwrap.dedent(STUDY).replace("ADDRESS", repr(
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 class TestOnTwoNodes:
+    @pytest.mark.long
     def test_models_of_the_script_and_of_a_file_train_there_as_here(self, cluster, project):
         said = run(study("""
             jobs = {k: submit_study(p, plan_of(p), RECIPE, storage=f"there/{k}", address=server) for k, p in problems.items()}

@@ -41,6 +41,7 @@ def test_two_workers_give_the_losses_of_one(tmp_path):
     assert branch.flops_measured < .25*branch.C and branch.loss == pytest.approx(train_run(mlp_problem(), spec(5000), recipe).loss, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_lost_process_costs_a_checkpoint(tmp_path):
     once = tmp_path/"killed"
 
@@ -66,6 +67,7 @@ class OnFile:
     def __call__(self): return self.path.exists()
 
 
+@pytest.mark.long
 def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
     "Two things that wait for the other worker if they are not agreed upon."
     go = tmp_path/"stop"
@@ -86,6 +88,7 @@ def test_weights_that_get_no_gradient_and_a_request_to_stop(tmp_path):
     assert r.state == "SUCCEEDED" and r.loss == pytest.approx(train_run(problem, spec(), recipe).loss, abs=1e-5)
 
 
+@pytest.mark.long
 def test_ctrl_c_interrupts_and_is_the_callers_again(tmp_path):
     "Train has a handler of its own, and leaves it behind."
     def later():

@@ -220,6 +220,7 @@ def test_a_hold_out_that_pays_for_nothing_is_refused(trained):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_real_runs_through_sweep_add(tmp_path):
     "A grid on Ray, and what it teaches added to the same sweep while it is open."
     problem, recipe = mlp_problem(model=MLP), Recipe(batch_size=50)

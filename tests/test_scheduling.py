@@ -193,6 +193,7 @@ class TestOnRay:
         s.wait()
         assert (s.frame.state == "SUCCEEDED").all() and (s.frame.attempt == 1).all()
 
+    @pytest.mark.long
     def test_ray_that_is_shut_down_under_a_sweep(self, tmp_path):
         import ray
         problem = mlp_problem(model=Slow)

@@ -305,6 +305,7 @@ class TestTuning:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_on_ray_a_real_sweep_and_the_same_line_again(tmp_path, capsys):
     from scaling_nb.scheduling import Resources
     tune = lambda: tune_lr(lm_problem(val_samples=256), [8, 32], [16_000, 48_000], storage=tmp_path, resources=Resources(slots=2), extend=0, view=False)
