@@ -21,7 +21,7 @@ from .allocation import choose_method, compute_optimal, optimum_frame
 from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plot_isoflop, plot_loss, plot_optimum, stack
 from .doubts import Doubts, _parts, doubts
 from .fitting import LOSSES, MOCK, FitResult, fit_law
-from .isoflop import IsoFlopFit, budget_groups, fit_isoflop
+from .isoflop import IsoFlopFit, _added, _on_budgets, budget_groups, fit_isoflop
 from .laws import sci_format, si_format
 from .views import View
 from .yardsticks import _second_opinion, regret_band
@@ -245,16 +245,6 @@ def _fit_of(self, s: FitState):
     if s.estimator == "isoflop":
         return _once(self, s.fit, lambda: fit_isoflop(_on_budgets(kept), **_line_kw(self, s)))
     return _once(self, s.fit, lambda: fit_law(kept, **_fit_kw(self, s)))
-
-
-def _added(frame) -> bool:
-    "Were runs added between the budgets? Then which budget each belongs to cannot be told from the compute alone."
-    return {"role", "budget"} <= set(frame) and bool((frame["role"] == "adaptive").any())
-
-
-def _on_budgets(kept):
-    "Without the runs that were added between budgets, as in `Study.isoflop`"
-    return kept[kept["budget"].isin(kept["budget"][kept["role"] != "adaptive"])] if _added(kept) else kept
 
 
 def _parabolas_of(self, s: FitState):
@@ -854,7 +844,7 @@ def _text(self) -> str:
 
 
 def _pictures(self) -> str:
-    "The charts as one image that needs nothing else, with its text; in mid-grey on nothing, for light and dark pages"
+    "The charts as one image that needs nothing else, with its text; ink and paper are those of a light or a dark page"
     fit = self.fit
     kw = {k: v for k, v in self._told(self._state).items() if k in ("isoflop", "interval", "seed_noise", "n_boot", "seed")} | dict(level=self.level)
     beside = kw.get("isoflop")

@@ -30,6 +30,16 @@ def budget_groups(
     group[order] = np.cumsum(np.r_[0, np.diff(x[order]) > gap])
     return group
 
+# %% ../nbs/07a_isoflop.ipynb #07a0f002
+def _added(frame) -> bool:
+    "Were runs added between the budgets? Then which budget each belongs to cannot be told from the compute alone."
+    return {"role", "budget"} <= set(frame) and bool((frame["role"] == "adaptive").any())
+
+
+def _on_budgets(frame):
+    "Without the runs that were added between budgets"
+    return frame[frame["budget"].isin(frame["budget"][frame["role"] != "adaptive"])] if _added(frame) else frame
+
 # %% ../nbs/07a_isoflop.ipynb #1eb14137
 def _valley(x, y):
     "Least-squares parabola in x - mean(x): coefficients (3,), residuals (R,), (X^T X)^-1"

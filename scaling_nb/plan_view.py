@@ -10,7 +10,6 @@ import html
 import inspect
 import math
 import re
-import sys
 import threading
 import time
 from dataclasses import fields, replace
@@ -21,7 +20,7 @@ from .charts import _SHAPES, budget_colors, budget_names, chart_svg, plot_plan
 from .hardware import HARDWARE, dollars_of_flops, hours_of_flops
 from .laws import sci_format
 from .sweep import Constraints, SweepPlan, _format_bytes, _known_of, _relaxations, format_seconds, plan_sweep, telling
-from .views import View
+from .views import View, running_shell
 
 # %% ../nbs/10c_plan_view.ipynb #10c00008
 _LIMITS = {  # control -> (field of Constraints, place in its pair)
@@ -105,8 +104,7 @@ def _limited(base, moved) -> Constraints:
 # %% ../nbs/10c_plan_view.ipynb #10c00013
 def _name_of(value, otherwise: str) -> str:
     "What the user's notebook calls it."
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
+    shell = running_shell()
     names = [k for k, v in list((shell.user_ns if shell else {}).items()) if v is value and k.isidentifier() and not k.startswith("_")]
     return otherwise if not names or otherwise in names else names[0]
 

@@ -17,7 +17,7 @@ from .allocation import Allocation, NoAnswer, _rows, choose_method, compute_opti
 from .fitting import fit_law
 from .showing import html_rows
 from .hardware import Hardware
-from .isoflop import fit_isoflop
+from .isoflop import _on_budgets, fit_isoflop
 from .laws import sci_format, si_format
 from .records import _plain, open_storage, runs_frame
 from .recipes import Recipe
@@ -73,7 +73,7 @@ class Study:
     def isoflop(self):
         "The IsoFLOP parabolas and the line through their minima; None where they could not be fitted, with the reason in `reasons`."
         def fit(r):
-            r = r[r.budget.isin(r.budget[r.role != "adaptive"])]      # those of a round lie on no budget of the grid
+            r = _on_budgets(r)
             return fit_isoflop(r.N, r.C, r.loss, D=r.D, budget=r.budget, mock=self.mock)
         return _try_fit(self, "isoflop", fit)
 

@@ -21,11 +21,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """For two processes (`pytest -n 2 --dist loadgroup`).
 
-    What starts Ray, a browser or a whole demo stays in one and begins first; what starts clusters of its own stays in one, too, and comes last; all else is shared out.
-    After the clusters comes the site, which shows the pages that other tests ran."""
+    What starts Ray, a browser or a whole demo stays in one and begins first; what starts clusters of its own stays in one, too, and comes last; all else is shared out."""
     if items and not hasattr(items[0], "_nodeid"): raise pytest.UsageError("pytest-xdist 3.8 groups tests by an attribute that this pytest does not have; pytest<9.2 has it")
-    heavy = [i for i in items if any(i.get_closest_marker(m) for m in ("ray", "browser", "slow", "docs"))]
-    clusters = sorted((i for i in heavy if any(i.get_closest_marker(m) for m in ("cluster", "docs"))), key=lambda i: bool(i.get_closest_marker("docs")))
+    heavy = [i for i in items if any(i.get_closest_marker(m) for m in ("ray", "browser", "slow"))]
+    clusters = [i for i in heavy if i.get_closest_marker("cluster")]
     for item in heavy: item.add_marker(pytest.mark.xdist_group("cluster" if item in set(clusters) else "machine"))
     items[:] = [i for i in heavy if i not in set(clusters)] + [i for i in items if i not in set(heavy)] + clusters
 
